@@ -1,0 +1,1 @@
+"""Backends load artifacts and run them; `base` holds the contract and each other file one backend."""

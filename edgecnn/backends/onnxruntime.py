@@ -1,0 +1,122 @@
+"""ONNX Runtime on the CPU and on CUDA; a provider that was asked for and not obtained is an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from edgecnn.backends.base import Array, SessionOptions, Tensors
+from edgecnn.errors import BackendError, DeviceError, MissingPackageError
+from edgecnn.host import usable_threads
+from edgecnn.spec import Artifact, TensorSpec
+
+INSTALL = "pip install 'edgecnn[cpu]', or 'edgecnn[gpu]' for CUDA (one of the two, not both)"
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+class OnnxRuntimeBackend:
+    """Runs ONNX files; devices are `cpu` and, with onnxruntime-gpu, `cuda:N`."""
+
+    name = "onnxruntime"
+    formats = ("onnx",)
+    requires = {"onnxruntime": INSTALL}  # noqa: RUF012 -- a constant; ClassVar would say no more
+
+    def devices(self) -> tuple[str, ...]:
+        """List `cpu`, and `cuda:0` where the installed wheel holds the CUDA provider; loading proves the rest."""
+        providers = _import().get_available_providers()
+        return ("cpu", "cuda:0") if "CUDAExecutionProvider" in providers else ("cpu",)
+
+    def load(self, artifact: Artifact, device: str, options: SessionOptions) -> OnnxRuntimeSession:
+        """Load an ONNX file from its verified bytes.
+
+        Raises:
+            DeviceError: the device's provider is not there or left nodes to the CPU.
+            BackendError: ONNX Runtime refused the model.
+        """
+        ort = _import()
+        data = artifact.read_bytes()
+        try:
+            session = ort.InferenceSession(data, _session_options(ort, device, options), providers=_providers(device))
+        except Exception as error:  # onnxruntime raises a dozen types of its own, all meaning: it did not load
+            kind = DeviceError if device != "cpu" else BackendError
+            raise kind(f"{artifact.path}: ONNX Runtime could not load it on {device} ({_first_line(error)})") from error
+        got = session.get_providers()[0]
+        if got != _provider_name(device):
+            raise DeviceError(f"{artifact.path}: asked for {_provider_name(device)}, ONNX Runtime gave {got}")
+        return OnnxRuntimeSession(session, device)
+
+
+class OnnxRuntimeSession:
+    """One InferenceSession on one device."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self.device = device
+        self.inputs = tuple(_spec(value) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+        self._run = session.run
+
+    def run(self, feeds: Mapping[str, Array]) -> Tensors:
+        """Run on host arrays."""
+        return dict(zip(self._names, self._run(self._names, feeds), strict=True))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The key-value metadata stored in the model file."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = self._run = None
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"onnxruntime is not installed here: {INSTALL}") from error
+    onnxruntime.disable_telemetry_events()  # for a process that had imported it before edgecnn
+    onnxruntime.set_default_logger_severity(3)  # warnings about its own internals are not for the user
+    return onnxruntime
+
+
+def _session_options(ort: Any, device: str, options: SessionOptions) -> Any:
+    native = ort.SessionOptions()
+    native.intra_op_num_threads = options.threads or usable_threads()
+    native.inter_op_num_threads = 1
+    native.log_severity_level = 3
+    native.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    if device != "cpu":
+        # Without this ONNX Runtime only warns and runs what the provider cannot on the CPU.
+        native.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return native
+
+
+def _provider_name(device: str) -> str:
+    return "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0), "use_tf32": 0})]
+
+
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return TensorSpec(name=value.name, shape=shape, dtype=_DTYPES.get(value.type, value.type))
+
+
+def _first_line(error: Exception) -> str:
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    return " ".join(text.split())[:300] or type(error).__name__

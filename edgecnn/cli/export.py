@@ -1,0 +1,73 @@
+"""`edgecnn export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgecnn.cli.options import existing, json_option, max_drop_option, print_json, say
+from edgecnn.spec import TARGETS
+
+
+@click.command("export")
+@click.argument("run", type=existing)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option("--data", help="Where the run's data is now.  [default: where it was]")
+@click.option(
+    "--target",
+    type=click.Choice(["host", *TARGETS]),
+    default="any",
+    show_default=True,
+    help="CPU that the int8 artifact is made for; `any` is safe on all of them.",
+)
+@click.option("--opset", type=int, help="ONNX opset.  [default: 18, the lowest that is emitted faithfully]")
+@click.option(
+    "--exporter",
+    "exporters",
+    multiple=True,
+    default=("onnx", "onnx-int8"),
+    show_default=True,
+    help="Artifacts to write, in order.",
+)
+@max_drop_option
+@click.option("--force", is_flag=True, help="Write the bundle although parity fails, and say so in its manifest.")
+@json_option
+def command(
+    run: Path,
+    out: Path,
+    data: str | None,
+    target: str,
+    opset: int | None,
+    exporters: tuple[str, ...],
+    max_drop: float,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export RUN to a bundle: fp32 and int8 ONNX, goldens, manifest.
+
+    Parity is checked before the bundle is written; if it fails nothing is written and the exit code is 3.
+
+    \b
+    Example:
+      edgecnn export runs/photos -o bundles/photos --target arm64
+    """  # fmt: skip
+    from edgecnn.assemble import ExportOptions, export_bundle
+    from edgecnn.host import target_of_host
+    from edgecnn.report.parity import parity_text
+    from edgecnn.report.text import size
+    from edgecnn.runs import open_run_data, read_run
+    from edgecnn.spec import Target
+
+    config, metrics = read_run(run)
+    chosen: Target = target_of_host() if target == "host" else next(name for name in TARGETS if name == target)
+    options = ExportOptions(exporters=exporters, target=chosen, opset=opset, max_drop=max_drop, force=force)
+    dataset = open_run_data(config, data)
+    manifest, report = export_bundle(run, config, metrics, dataset, out, options, say)
+    if as_json:
+        print_json(manifest)
+        return
+    for name, record in manifest.artifacts.items():
+        default = "  (default)" if name == manifest.default_artifact else ""
+        click.echo(f"{name:<11} {size(manifest.files[record.path].size):>10}  {out / record.path}{default}")
+    click.echo(parity_text(report))

@@ -1,0 +1,78 @@
+"""Options and parameter types that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgecnn.errors import UsageError
+from edgecnn.spec import BackendRef, to_json
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class BackendParam(click.ParamType[BackendRef]):
+    """`BACKEND[:ARTIFACT][@DEVICE]`, for every command."""
+
+    name = "backend[:artifact][@device]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> BackendRef:
+        """Parse the written form."""
+        try:
+            return value if isinstance(value, BackendRef) else BackendRef.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete registered names."""
+        from edgecnn import registry
+
+        return [CompletionItem(name) for name in registry.names(registry.BACKENDS) if name.startswith(incomplete)]
+
+
+class FractionParam(click.ParamType[float]):
+    """Percentage points on the command line, a fraction inside."""
+
+    name = "points"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read points between 0 and 100."""
+        try:
+            points = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of percentage points, for example 1.0", param, ctx)
+        if not 0 < points < 100:
+            self.fail(f"{value} is not between 0 and 100 percentage points", param, ctx)
+        return points / 100
+
+
+existing = click.Path(exists=True, path_type=Path)
+backend_type = BackendParam()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout instead of text.")
+max_drop_option = click.option(
+    "--max-drop",
+    type=FractionParam(),
+    default="1.0",
+    show_default=True,
+    help="Accuracy, in percentage points, that reduced precision may lose.",
+)
+
+
+def candidates_option(text: str) -> Callable[[Decorated], Decorated]:
+    """Make the repeatable `-c`."""
+    return click.option("-c", "--candidate", "candidates", type=backend_type, multiple=True, help=text)
+
+
+def say(text: str) -> None:
+    """Tell the person, on stderr, what is going on."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any, indent: int = 2) -> None:
+    """Print a result for machines, on stdout."""
+    sys.stdout.write(to_json(value, indent).decode().rstrip("\n") + "\n")

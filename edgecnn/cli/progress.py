@@ -1,0 +1,49 @@
+"""The training display: a live bar on a terminal, a line now and then elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edgecnn.cli.options import say
+
+if TYPE_CHECKING:
+    from edgecnn.training.loop import Epoch
+
+_LINES = 10  # where there is no terminal
+
+
+@contextmanager
+def training_progress(epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """Give the function that is to be called after each epoch."""
+    if not sys.stderr.isatty():
+        yield _plain(epochs)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=epochs)
+        yield lambda epoch: progress.update(task, advance=1, description=_describe(epoch))
+
+
+def _plain(epochs: int) -> Callable[[Epoch], None]:
+    start = time.perf_counter()
+
+    def on_epoch(epoch: Epoch) -> None:
+        if epoch.number % max(1, epochs // _LINES) == 0 or epoch.number == epochs:
+            left = (time.perf_counter() - start) / epoch.number * (epochs - epoch.number)
+            say(f"epoch {epoch.number}/{epochs}  {_describe(epoch)}  {left:.0f} s left")
+
+    return on_epoch
+
+
+def _describe(epoch: Epoch) -> str:
+    return f"loss {epoch.loss:.4f}  validation {epoch.val_accuracy:.2%}"

@@ -1,0 +1,1 @@
+"""The machine at hand: what works on it and what is missing."""

@@ -1,0 +1,95 @@
+"""Probe this machine for `doctor`: nothing is installed or changed, and nothing found is hidden."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from edgecnn import host, registry
+from edgecnn.errors import EdgecnnError
+from edgecnn.host import Host, Load
+from edgecnn.spec import Frozen, Target
+
+
+class BackendState(Frozen, frozen=True):
+    """One backend: the names to use it by on this machine, or what is wrong and how to mend it."""
+
+    name: str
+    distribution: str
+    usable: tuple[str, ...]
+    problem: str | None
+
+
+class Diagnosis(Frozen, frozen=True):
+    """All that `doctor` found; `advice` is what to do about it, the most important first."""
+
+    host: Host
+    load: Load
+    target: Target
+    executable: str
+    disk_free_mb: int
+    backends: tuple[BackendState, ...]
+    exporters: tuple[registry.Status, ...]
+    providers: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Look at CPU, threads, memory, disk, backends, exporters and ONNX Runtime's providers."""
+    machine = host.fingerprint()
+    target = host.target_of_host()
+    backends = tuple(_backend(status) for status in registry.statuses(registry.BACKENDS))
+    exporters = tuple(registry.statuses(registry.EXPORTERS))
+    return Diagnosis(
+        host=machine,
+        load=host.load(),
+        target=target,
+        executable=sys.executable,
+        disk_free_mb=shutil.disk_usage(Path.cwd()).free // 1_000_000,
+        backends=backends,
+        exporters=exporters,
+        providers=_providers(backends),
+        advice=tuple(_advice(machine, target, backends)),
+    )
+
+
+def _backend(status: registry.Status) -> BackendState:
+    usable: tuple[str, ...] = ()
+    problem = status.problem
+    if problem is None:
+        try:
+            devices = registry.get(registry.BACKENDS, status.name).devices()
+            usable = tuple(status.name if device == "cpu" else f"{status.name}@{device}" for device in devices)
+        except EdgecnnError as error:
+            problem = str(error)
+        except Exception as error:  # a third party's probe may raise anything; the others must still be shown
+            problem = f"its devices cannot be listed: {type(error).__name__}: {error}"
+    return BackendState(name=status.name, distribution=status.distribution, usable=usable, problem=problem)
+
+
+def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
+    if not any(backend.name == "onnxruntime" and backend.usable for backend in backends):
+        return ()
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _advice(machine: Host, target: Target, backends: tuple[BackendState, ...]) -> list[str]:
+    advice = [f"{backend.name}: {backend.problem}" for backend in backends if backend.problem]
+    if {"onnxruntime", "onnxruntime-gpu"} <= set(machine.packages):
+        advice.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, then install one"
+        )
+    if machine.cgroup_cpus is not None and machine.cgroup_cpus < machine.cores:
+        advice.append(
+            f"the cgroup allows {machine.cgroup_cpus:g} of {machine.cores} cores; edgecnn sizes its threads by that"
+        )
+    if machine.governor in ("powersave", "ondemand", "conservative"):
+        advice.append(f"the CPU governor is {machine.governor}: latencies will wander; `performance` is steadier")
+    if target == "x86-64":
+        advice.append(
+            "this x86 CPU has no VNNI: int8 of full weight range saturates here; use bundles exported with --target any or x86-64"
+        )
+    return advice

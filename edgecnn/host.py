@@ -1,0 +1,143 @@
+"""What this machine is: its CPU features, the threads it may use, and its state while something is measured."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from pathlib import Path
+
+from edgecnn.spec import Frozen, Target
+
+# The features that decide how int8 convolutions compute, by the names Linux gives them.
+INT8_FEATURES = (
+    "sse4_1", "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+
+
+class Host(Frozen, frozen=True):
+    """The machine's fingerprint: what a measurement or an int8 answer depends on."""
+
+    system: str
+    machine: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    usable_threads: int
+    governor: str | None
+    cgroup_cpus: float | None
+    python: str
+    packages: dict[str, str]
+
+
+def fingerprint() -> Host:
+    """Read this machine's fingerprint; what cannot be read is None or 'unknown'."""
+    model, features = cpu()
+    return Host(
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        cpu=model,
+        features=features,
+        cores=os.cpu_count() or 1,
+        usable_threads=usable_threads(),
+        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        cgroup_cpus=cgroup_cpus(),
+        python=platform.python_version(),
+        packages=package_versions(),
+    )
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
+    """Return the CPU's model name and those of its features that matter to int8."""
+    text = _read(cpuinfo) or ""
+    found = {
+        key.strip().lower(): value.strip()
+        for key, _, value in (line.partition(":") for line in reversed(text.splitlines()))
+    }
+    flags = set(found.get("flags", found.get("features", "")).split())
+    arm = (
+        f"Arm implementer {found['cpu implementer']} part {found.get('cpu part', '?')}"
+        if "cpu implementer" in found
+        else ""
+    )
+    name = found.get("model name") or arm or platform.processor() or "unknown"
+    return name, tuple(feature for feature in INT8_FEATURES if feature in flags)
+
+
+def target_of_host() -> Target:
+    """Name the export target that this machine is; a machine edgecnn has no recipe for is `any`."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return "arm64"
+    if machine in ("x86_64", "amd64"):
+        _, features = cpu()
+        return "x86-64-vnni" if {"avx_vnni", "avx512_vnni"} & set(features) else "x86-64"
+    return "any"
+
+
+def usable_threads() -> int:
+    """Count the CPUs this process may use: its affinity mask, capped by the cgroup's quota, at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpus()
+    return max(1, min(affinity, math.ceil(quota)) if quota is not None else affinity)
+
+
+def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the tightest CPU quota of this process's cgroups (v2, then v1) in CPUs, or None without one."""
+    quotas = []
+    line = next((line for line in (_read(membership) or "").splitlines() if line.startswith("0::")), "0::/")
+    folder = root / line[3:].lstrip("/")
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(root):
+            break
+        limit, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+        if limit.isdigit() and period.isdigit():
+            quotas.append(int(limit) / int(period))
+    limit, period = (_read(root / "cpu" / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+    if limit.isdigit() and period.isdigit():
+        quotas.append(int(limit) / int(period))
+    return min(quotas, default=None)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages an answer can depend on, of those that are installed."""
+    from importlib import metadata
+
+    versions = {}
+    for name in ("edgecnn", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "torch"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class Load(Frozen, frozen=True):
+    """How busy the machine was at one moment."""
+
+    load_average: float
+    throttled_periods: int
+    stolen_ticks: int
+    memory_available_mb: int
+
+
+def load() -> Load:
+    """Read the load average, the cgroup's throttling count, stolen CPU time and available memory."""
+    throttled = re.search(r"^nr_throttled (\d+)", _read(Path("/sys/fs/cgroup/cpu.stat")) or "", re.M)
+    ticks = re.search(r"^cpu +(.*)$", _read(Path("/proc/stat")) or "", re.M)
+    fields = ticks.group(1).split() if ticks else []
+    available = re.search(r"^MemAvailable: +(\d+) kB", _read(Path("/proc/meminfo")) or "", re.M)
+    return Load(
+        load_average=os.getloadavg()[0],
+        throttled_periods=int(throttled.group(1)) if throttled else 0,
+        stolen_ticks=int(fields[7]) if len(fields) > 7 else 0,
+        memory_available_mb=int(available.group(1)) // 1024 if available else 0,
+    )
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

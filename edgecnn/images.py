@@ -1,0 +1,186 @@
+"""From an encoded image to uint8 pixels: the only decoder and resizer, for training and for the box alike.
+
+The rules, in order:
+
+1. **Formats**: PNG, JPEG (with MPO), BMP, GIF, TIFF, WebP, PPM. Anything else is refused.
+2. **Size**: at most `MAX_PIXELS`, read from the header before anything is decoded.
+3. **Animated** or multi-page: the first frame.
+4. **Truncated** or damaged: refused; there is no guessing of missing rows.
+5. **16 bit grey**: divided by 257 and rounded, so 65535 becomes 255; nothing is clipped. Float and 32 bit
+   integer images have no defined white and are refused.
+6. **EXIF orientation** is applied; a damaged EXIF block counts as upright.
+7. **Palette** images become RGB, with their transparency. **Alpha** is composited over `background`, so the
+   hidden colours of transparent pixels never show.
+8. **CMYK** becomes RGB by Pillow's formula (no colour profile is applied).
+9. **Channels**: colour to grey is ITU-R 601 luma; grey to colour repeats the channel.
+10. **Resize**: bilinear with antialiasing, by the preprocessing's `fit`: `stretch` ignores the aspect ratio, `crop` cuts
+    the longer side, `pad` adds `background`. An image that already has the size is not touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from edgecnn.errors import ImageError
+from edgecnn.spec import Preprocess
+
+Pixels = npt.NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+MAX_PIXELS = 64_000_000
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load(path: Path, preprocess: Preprocess) -> Pixels:
+    """Read, decode and resize one file to uint8 (height, width, channels).
+
+    Raises:
+        ImageError: the file cannot be read or is not an image by the rules above; the message names it.
+    """
+    return decode(read(path), preprocess, str(path))
+
+
+def read(path: Path) -> bytes:
+    """Read an image file's bytes, as they are."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:
+    """Decode and resize encoded bytes to uint8 (height, width, channels); `name` is for error messages."""
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, name)
+            image.load()
+            return fit(_upright(_eight_bit(image, name)), preprocess)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image that can be read here ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: damaged or truncated image ({reason})") from None
+
+
+def fit(image: Image.Image, preprocess: Preprocess) -> Pixels:
+    """Flatten, convert and resize a decoded 8 bit image by rules 7 to 10."""
+    mode = "L" if preprocess.channels == 1 else "RGB"
+    image = _flatten(image, preprocess.background)
+    if image.mode != mode:
+        image = image.convert(mode)
+    size = preprocess.width, preprocess.height
+    if image.size != size:
+        image = _resize(image, size, preprocess)
+    return np.asarray(image, dtype=np.uint8).reshape(preprocess.shape)
+
+
+def fit_array(pixels: Pixels, preprocess: Preprocess) -> Pixels:
+    """Bring one uint8 image, (H, W), (H, W, 1) or (H, W, 3), through the same conversion and resize."""
+    if pixels.ndim == 3 and pixels.shape == preprocess.shape:
+        return pixels
+    return fit(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels), preprocess)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Encode uint8 (H, W, C) without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def hash_pixels(pixels: Pixels) -> str:
+    """Return the SHA-256 of an image's shape and content: equal exactly for equal pictures."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width}x{height} pixels is over the limit of {MAX_PIXELS // 1_000_000} million; scale it down first"
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: the image has no pixels")
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_sixteen(image, np.asarray(image))
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # what older Pillow calls 16 bit grey
+        return _from_sixteen(image, np.asarray(image))
+    if image.mode in ("I", "F"):
+        kind = "32 bit integer" if image.mode == "I" else "float"
+        raise ImageError(f"{name}: {kind} pixels have no defined white; save it with 8 or 16 bits")
+    return image
+
+
+def _from_sixteen(image: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
+    converted = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    converted.info = dict(image.info)
+    converted.getexif().update(_exif(image))
+    return converted
+
+
+def _exif(image: Image.Image) -> dict[int, Any]:
+    try:
+        return dict(image.getexif())
+    except Exception:  # a damaged EXIF block must not lose a good picture
+        return {}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _exif(image).get(_ORIENTATION, 1)
+    operation = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    return image if operation is None else image.transpose(operation)
+
+
+def _flatten(image: Image.Image, background: int) -> Image.Image:
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    if image.mode != "RGBA":
+        return image
+    canvas = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _resize(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> Image.Image:
+    width, height = size
+    bilinear = Image.Resampling.BILINEAR
+    if preprocess.fit == "stretch":
+        return image.resize(size, bilinear)
+    across, down = width / image.width, height / image.height
+    if preprocess.fit == "crop":
+        scale = max(across, down)
+        cut_width, cut_height = min(image.width, width / scale), min(image.height, height / scale)
+        left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
+        return image.resize(size, bilinear, box=(left, top, left + cut_width, top + cut_height))
+    scale = min(across, down)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = Image.new(image.mode, size, (preprocess.background,) * len(image.getbands()))
+    canvas.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas

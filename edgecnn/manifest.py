@@ -1,0 +1,115 @@
+"""`manifest.json`: what a bundle holds, hashed, and what was measured of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgecnn.errors import SchemaError
+from edgecnn.spec import Format, Frozen, Preprocess, Target, TensorSpec, Tolerance
+
+SCHEMA_VERSION = 1
+
+
+class FileRecord(Frozen, frozen=True):
+    """The size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+class ArtifactRecord(Frozen, frozen=True):
+    """One artifact; `path` is relative to the bundle, `details` is what its exporter has to say about it."""
+
+    format: Format
+    precision: str
+    target: Target
+    path: str
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class GoldensRecord(Frozen, frozen=True):
+    """Images with their expected answers: encoded files, labels by index, and one npz of arrays.
+
+    The npz holds `pixels` (uint8 NHWC), `logits_float64` (the truth), `logits_float32` (torch, whose error is the
+    unit in which others are judged), and `recorded_NAME` for every runnable artifact, all in the order of `images`.
+    """
+
+    images: tuple[str, ...]
+    labels: tuple[int, ...]
+    arrays: str
+
+
+class Provenance(Frozen, frozen=True):
+    """Where the model comes from: data, seed, and the machine and packages that made it."""
+
+    data: str
+    test_sha256: str
+    split: str
+    seed: int
+    host: dict[str, Any]
+    training: dict[str, Any]
+
+
+class Manifest(Frozen, frozen=True):
+    """The whole description of a bundle."""
+
+    schema_version: int
+    edgecnn: str
+    created: str
+    name: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    artifacts: dict[str, ArtifactRecord]
+    default_artifact: str
+    goldens: GoldensRecord
+    tolerance: Tolerance
+    provenance: Provenance
+    evidence: dict[str, Any]
+    files: dict[str, FileRecord]
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Read and validate a manifest, strictly.
+
+    Raises:
+        SchemaError: not JSON, an unknown version, a field missing, unknown or of the wrong type, or records that
+            contradict each other.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"{where}: not an edgecnn manifest ({error})") from None
+    if version != SCHEMA_VERSION:
+        newer = "; install a newer edgecnn" if version > SCHEMA_VERSION else ""
+        raise SchemaError(f"{where}: schema version {version} is unknown, this edgecnn reads {SCHEMA_VERSION}{newer}")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"{where}: {error}") from None
+    problem = _contradiction(manifest)
+    if problem:
+        raise SchemaError(f"{where}: {problem}")
+    return manifest
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    goldens = manifest.goldens
+    if len(manifest.labels) < 2:
+        return "fewer than two labels"
+    if manifest.default_artifact not in manifest.artifacts:
+        return f"default_artifact {manifest.default_artifact!r} is not among the artifacts"
+    if len(goldens.images) != len(goldens.labels) or not goldens.images:
+        return "goldens need as many labels as images, and at least one"
+    if not all(0 <= label < len(manifest.labels) for label in goldens.labels):
+        return "a golden's label is out of range"
+    named = [record.path for record in manifest.artifacts.values()] + [*goldens.images, goldens.arrays]
+    missing = sorted(set(named) - set(manifest.files))
+    return f"no hash is recorded for {', '.join(missing)}" if missing else None

@@ -1,0 +1,124 @@
+"""Same computation? A backend's logits against the model evaluated in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgecnn.images import Pixels
+from edgecnn.metrics import Array, Distance, distance
+from edgecnn.parity.verdict import Verdict
+from edgecnn.spec import Frozen, Tolerance
+
+# Half a unit in the last place: no float32 answer can be expected to be closer to the truth than its own rounding.
+ROUNDING = 2.0**-24
+SOFTMAX_ERROR = 1e-5
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the right logits are: `float64` (N, classes), and `float32` from torch, whose error is the unit."""
+
+    origin: str
+    pixels: Pixels
+    float64: npt.NDArray[np.float64]
+    float32: npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a quantized artifact answered where it was exported, and the truth for the same images."""
+
+    pixels: Pixels
+    logits: npt.NDArray[np.floating]
+    float64: npt.NDArray[np.float64]
+
+
+class Computation(Frozen, frozen=True):
+    """The answer to the first question.
+
+    `distance` is from float64. For float32, `multiple` is the larger of the ratios of root-mean-square and of
+    largest error to torch float32's own. For a quantized artifact, `share` is its difference from what it answered
+    where it was exported, over its quantization error there.
+    """
+
+    verdict: Verdict
+    reason: str
+    n: int
+    truth: str
+    distance: Distance | None = None
+    multiple: float | None = None
+    share: float | None = None
+
+
+def judge_float(logits: Array, truth: Truth, tolerance: Tolerance) -> Computation:
+    """Judge logits (N, classes) of a float32 artifact by their error in units of torch float32's own."""
+    far, noise = distance(truth.float64, logits), distance(truth.float64, truth.float32)
+    peak, rms = float(np.abs(truth.float64).max()), float(np.sqrt(np.square(truth.float64).mean()))
+    multiple = max(
+        _ratio(far.rms, max(noise.rms, ROUNDING * rms)), _ratio(far.max_abs, max(noise.max_abs, ROUNDING * peak))
+    )
+    good = multiple <= tolerance.noise_multiple
+    return Computation(
+        verdict=Verdict.PASS if good else Verdict.FAIL,
+        reason=f"its error against float64 is {multiple:.3g} times torch float32's own; {tolerance.noise_multiple:g} is allowed",
+        n=len(logits),
+        truth=truth.origin,
+        distance=far,
+        multiple=multiple,
+    )
+
+
+def judge_quantized(
+    logits: Array, again: Array | None, truth: Truth, recorded: Recorded | None, tolerance: Tolerance
+) -> Computation:
+    """Judge a quantized artifact by whether it answers as it did where it was exported.
+
+    `logits` are its answers for the truth's images, `again` those for the recorded ones. Whether quantization cost
+    accuracy is the second question's business, not this one's.
+    """
+    far = distance(truth.float64, logits)
+    if recorded is None or again is None:
+        reason = "no answers were recorded for this artifact, so only its distance from float64 is known"
+        return Computation(verdict=Verdict.NOT_MEASURED, reason=reason, n=len(logits), truth=truth.origin, distance=far)
+    own = distance(recorded.float64, recorded.logits)
+    share = _ratio(distance(recorded.logits, again).rms, own.rms)
+    good = share <= tolerance.recorded_share
+    return Computation(
+        verdict=Verdict.PASS if good else Verdict.FAIL,
+        reason=(
+            f"it differs from its answers where it was exported by {share:.3g} times its quantization error; "
+            f"{tolerance.recorded_share:g} is allowed"
+        ),
+        n=len(again),
+        truth="its own recorded answers",
+        distance=far,
+        share=share,
+    )
+
+
+def find_fault(outputs: Mapping[str, Array]) -> str | None:
+    """Say what makes outputs unfit for any comparison: values that are not finite, or a wrong softmax."""
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            return f"output {name!r} has {int((~np.isfinite(array)).sum())} values that are not finite"
+    if "logits" in outputs and "probabilities" in outputs:
+        error = float(np.abs(softmax(outputs["logits"]) - outputs["probabilities"]).max())
+        if error > SOFTMAX_ERROR:
+            return f"'probabilities' is not the softmax of 'logits' (off by up to {error:.3g})"
+    return None
+
+
+def softmax(logits: Array) -> npt.NDArray[np.float64]:
+    """Compute probabilities in float64 from logits (N, classes)."""
+    exact = logits.astype(np.float64)
+    shifted = np.exp(exact - exact.max(axis=1, keepdims=True))
+    result: npt.NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
+
+
+def _ratio(value: float, unit: float) -> float:
+    return value / unit if unit else (0.0 if not value else float("inf"))

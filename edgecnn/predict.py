@@ -1,0 +1,131 @@
+"""Predict with a bundle: encoded images in, labels and probabilities out; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgecnn import images
+from edgecnn.backends.base import SessionOptions, open_session
+from edgecnn.bundle import Bundle
+from edgecnn.errors import ContractError, ImageError, UsageError
+from edgecnn.images import Pixels
+from edgecnn.spec import Artifact, BackendRef, Frozen
+
+DEFAULT_BACKEND = "onnxruntime"
+
+
+class Guess(Frozen, frozen=True):
+    """One label with its probability."""
+
+    label: str
+    probability: float
+
+
+class Prediction(Frozen, frozen=True):
+    """The answer for one image, likeliest labels first; or, with `error` set, why there is none."""
+
+    path: str
+    top: tuple[Guess, ...] = ()
+    error: str | None = None
+
+
+class Predictor:
+    """A bundle's model, loaded and ready; a context manager."""
+
+    def __init__(self, bundle: Bundle, ref: BackendRef | None = None, options: SessionOptions | None = None) -> None:
+        self.bundle = bundle
+        self.ref = ref or BackendRef(backend=DEFAULT_BACKEND)
+        self.labels = bundle.manifest.labels
+        self.session = open_session(self.ref, artifact_for(bundle, self.ref), options)
+        wanted = (bundle.manifest.inputs, tuple(spec.name for spec in bundle.manifest.outputs))
+        if (self.session.inputs, tuple(spec.name for spec in self.session.outputs)) != wanted:
+            raise ContractError(f"{self.ref}: the artifact's inputs and outputs are not those that the manifest states")
+        self._input = self.session.inputs[0].name
+
+    def probabilities(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Give the probabilities (N, classes) of uint8 pixels (N, H, W, C)."""
+        result: npt.NDArray[np.float32] = self.session.run({self._input: pixels})["probabilities"]
+        return result
+
+    def predict(self, paths: Iterable[Path], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
+        """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set."""
+        if batch < 1 or top < 1:
+            raise UsageError("the batch size and the number of labels to show must be at least 1")
+        remaining = iter(paths)
+        while chunk := list(islice(remaining, batch)):
+            yield from self._chunk(chunk, top)
+
+    def _chunk(self, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+        read = [self._read(path) for path in paths]
+        good = [item for item in read if not isinstance(item, ImageError)]
+        answers = iter(self._finite(self.probabilities(np.stack(good))) if good else ())
+        for path, item in zip(paths, read, strict=True):
+            if isinstance(item, ImageError):
+                yield Prediction(path=str(path), error=str(item))
+            else:
+                yield Prediction(path=str(path), top=self._top(next(answers), top))
+
+    def _read(self, path: Path) -> Pixels | ImageError:
+        try:
+            return images.load(path, self.bundle.manifest.preprocess)
+        except ImageError as error:
+            return error
+
+    def _finite(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not np.isfinite(probabilities).all():
+            raise ContractError(f"{self.ref}: probabilities that are not finite; do not use this artifact here")
+        return probabilities
+
+    def _top(self, probabilities: npt.NDArray[np.float32], count: int) -> tuple[Guess, ...]:
+        likeliest = np.argsort(-probabilities, kind="stable")[:count]
+        return tuple(Guess(label=self.labels[index], probability=float(probabilities[index])) for index in likeliest)
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.__exit__(None, None, None)
+
+
+def artifact_for(bundle: Bundle, ref: BackendRef) -> Artifact:
+    """Choose the artifact a backend is to run: the one named, else the default one if it reads it, else the first.
+
+    Raises:
+        UsageError: no artifact of the bundle has a format that the backend reads.
+    """
+    from edgecnn import registry
+
+    if ref.artifact:
+        return bundle.artifact(ref.artifact)
+    formats = registry.get(registry.BACKENDS, ref.backend).formats
+    names = [bundle.manifest.default_artifact, *bundle.manifest.artifacts]
+    for artifact in map(bundle.artifact, names):
+        if artifact.format in formats:
+            return artifact
+    raise UsageError(f"{bundle.root}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")
+
+
+def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
+    """Expand files, folders (every image below, sorted) and `-` (one path a line) into paths, in order.
+
+    Raises:
+        UsageError: a folder holds no image.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            yield from (Path(line.rstrip("\n")) for line in lines if line.strip())
+        elif path.is_dir():
+            found = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in images.SUFFIXES and file.is_file()
+            )
+            if not found:
+                raise UsageError(f"{path}: no image in this folder (looked for {', '.join(sorted(images.SUFFIXES))})")
+            yield from found
+        else:
+            yield path

@@ -1,0 +1,52 @@
+"""A bench report as text."""
+
+from __future__ import annotations
+
+from edgecnn.bench.run import BenchReport, Row
+from edgecnn.report.text import size, table, thousands
+
+
+def bench_text(report: BenchReport) -> str:
+    """Write latency and cold start as tables, and under them the conditions and whether to trust them."""
+    first = report.rows[0].backend
+    latency = table(
+        [_latency(row) for row in report.rows],
+        ["candidate", "p50 us", "p90", "p99", "max", "images/s", f"ratio to {first}", "calls", "first us"],
+    )
+    cold = [_cold(row) for row in report.rows if row.cold_start]
+    machine, before, after = report.host, report.load_before, report.load_after
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    trust = "trusted" if report.trust.trusted else f"NOT TRUSTED: {'; '.join(report.trust.reasons)}"
+    return "\n".join(
+        [
+            latency,
+            "",
+            *(
+                [table(cold, ["candidate", "file", "cold start ms", "of it imports", "load", "peak MB"]), ""]
+                if cold
+                else []
+            ),
+            f"batch {report.batch}, {report.threads} thread(s); {machine.cpu}, {machine.cores} cores, "
+            f"{machine.usable_threads} usable; governor {machine.governor or 'unknown'}",
+            f"load {before.load_average:.2f} before, {after.load_average:.2f} after; {packages}",
+            f"measurement: {trust}",
+        ]
+    )
+
+
+def _latency(row: Row) -> list[str]:
+    times = (row.latency.p50_us, row.latency.p90_us, row.latency.p99_us, row.latency.max_us)
+    return [
+        row.backend,
+        *(f"{value:.1f}" for value in times),
+        thousands(round(row.latency.images_per_second)),
+        f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})",
+        thousands(row.latency.n),
+        f"{row.latency.first_us:.0f}",
+    ]
+
+
+def _cold(row: Row) -> list[str]:
+    cold = row.cold_start
+    values = (cold.total_ms, cold.import_ms, cold.load_ms, cold.peak_mb) if cold else ()
+    return [row.backend, size(row.size), *(f"{value:.0f}" for value in values)]

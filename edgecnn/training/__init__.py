@@ -1,0 +1,1 @@
+"""Recipe, augmentation, the loop and checkpoints; torch lives here and in `nets`."""

@@ -1,0 +1,113 @@
+"""Train on a source and write a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from edgecnn import __version__, host
+from edgecnn.data import DataOptions, Dataset
+from edgecnn.errors import UsageError
+from edgecnn.files import write_atomic
+from edgecnn.metrics import accuracy, confusion
+from edgecnn.nets import Deployed, build_net, measure_cost
+from edgecnn.nets.build import default_config
+from edgecnn.runs import CHECKPOINT, CONFIG, METRICS, Metrics, RunConfig
+from edgecnn.spec import ModelConfig, to_json
+from edgecnn.training.checkpoint import Header, save_checkpoint
+from edgecnn.training.loop import Epoch, Trained, fit, predict_logits
+from edgecnn.training.recipe import Recipe
+
+
+def train(
+    dataset: Dataset,
+    options: DataOptions,
+    out: Path,
+    model: ModelConfig | None,
+    recipe: Recipe,
+    device: str,
+    on_epoch: Callable[[Epoch], None],
+) -> Metrics:
+    """Train a network on `dataset` and write checkpoint, configuration, metrics and plots into `out`.
+
+    The checkpoint is written anew, atomically, at every epoch that is the best so far. `model` None chooses the
+    network by the size of the images.
+
+    Raises:
+        UsageError: the network does not fit the images, or the device is not there.
+        TrainingError: the loss is no longer a number.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    dataset = _normalised(dataset)
+    torch.manual_seed(recipe.seed)
+    recipe = recipe.resolve(len(dataset.train))
+    model = model or default_config(dataset.preprocess)
+    net = build_net(model, dataset.preprocess, len(dataset.labels))
+    cost = measure_cost(net, dataset.preprocess)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / METRICS).unlink(missing_ok=True)  # a folder without metrics is a run that has not finished
+    header = Header(model=model, preprocess=dataset.preprocess, labels=dataset.labels)
+    config = RunConfig(
+        edgecnn=__version__,
+        data=dataset.source,
+        data_options=options,
+        split=dataset.split,
+        test_sha256=dataset.test.sha256(),
+        labels=dataset.labels,
+        preprocess=dataset.preprocess,
+        model=model,
+        recipe=msgspec.to_builtins(recipe),
+        device=device,
+        host=msgspec.to_builtins(host.fingerprint()),
+    )
+    write_atomic(out / CONFIG, to_json(config))
+
+    def keep(epoch: Epoch, net: nn.Module) -> None:
+        if epoch.best:
+            save_checkpoint(out / CHECKPOINT, net, header)
+        on_epoch(epoch)
+
+    trained = fit(net, dataset, recipe, device, keep)
+    metrics = _metrics(trained, dataset, cost.parameters, cost.macs)
+    save_checkpoint(out / CHECKPOINT, trained.net, header)
+    write_atomic(out / METRICS, to_json(metrics))
+    from edgecnn.report.plots import plot_confusion, plot_curves
+
+    write_atomic(out / "curves.png", plot_curves(metrics))
+    write_atomic(out / "confusion.png", plot_confusion(metrics, dataset.labels))
+    return metrics
+
+
+def _normalised(dataset: Dataset) -> Dataset:
+    """Set the normalisation to the training pixels' own mean, rounded, and standard deviation."""
+    pixels = dataset.train.pixels
+    scale = float(np.float32(1 / max(float(pixels.std(dtype=np.float64)), 1.0)))
+    preprocess = msgspec.structs.replace(
+        dataset.preprocess, zero_point=round(float(pixels.mean(dtype=np.float64))), scale=scale
+    )
+    return dataclasses.replace(dataset, preprocess=preprocess)
+
+
+def _metrics(trained: Trained, dataset: Dataset, parameters: int, macs: int) -> Metrics:
+    """Evaluate the best weights; this is the one place that looks at the test split."""
+    model = Deployed(trained.net, dataset.preprocess)
+    predicted = predict_logits(model, dataset.test).argmax(axis=1)
+    table = confusion(predicted, dataset.test.labels, len(dataset.labels))
+    return Metrics(
+        test_accuracy=accuracy(predicted, dataset.test.labels),
+        val_accuracy=accuracy(predict_logits(model, dataset.val).argmax(axis=1), dataset.val.labels),
+        best_epoch=max(epoch.number for epoch in trained.history if epoch.best),
+        parameters=parameters,
+        macs=macs,
+        seconds=trained.seconds,
+        images={name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
+        confusion=tuple(tuple(int(count) for count in row) for row in table),
+        history=tuple(msgspec.to_builtins(epoch) for epoch in trained.history),
+    )

@@ -1,0 +1,78 @@
+"""Fixtures that every test may use: one small trained run and its bundle, made once for all workers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Two workers on two cores: torch and ONNX Runtime would otherwise start two threads each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the slowest tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def made_once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """Make a folder in one worker while the others wait for it."""
+    base.mkdir(parents=True, exist_ok=True)
+    folder = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def run_folder(shared_tmp: Path) -> Path:
+    """Return a run folder: a small net trained on the digits for a few seconds. Read only."""
+
+    def make(folder: Path) -> None:
+        from edgecnn.data import DataOptions, open_data
+        from edgecnn.spec import ModelConfig
+        from edgecnn.training.recipe import Recipe
+        from edgecnn.training.run import train
+
+        options = DataOptions()
+        net = ModelConfig(widths=(8, 16), depth=1)
+        train(open_data("digits", options), options, folder, net, Recipe(epochs=12), "cpu", lambda epoch: None)
+
+    return made_once(shared_tmp, "run", make)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(shared_tmp: Path, run_folder: Path) -> Path:
+    """Return the bundle of `run_folder`, exported for any CPU. Read only: copy it before changing it."""
+
+    def make(folder: Path) -> None:
+        from edgecnn.assemble import ExportOptions, export_bundle
+        from edgecnn.runs import open_run_data, read_run
+
+        config, metrics = read_run(run_folder)
+        # A net this small may lose more than a point: what it loses is not what these tests are about.
+        options = ExportOptions(max_drop=0.2)
+        export_bundle(run_folder, config, metrics, open_run_data(config), folder, options)
+
+    return made_once(shared_tmp, "bundle", make)
+
+
+@pytest.fixture
+def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """Give a copy of the bundle that a test may damage."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    yield folder
