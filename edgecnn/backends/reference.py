@@ -10,6 +10,8 @@ from edgecnn.backends.base import Array, SessionOptions, Tensors
 from edgecnn.errors import BackendError
 from edgecnn.spec import Artifact, TensorSpec
 
+QDQ_OPSET = 19
+
 
 class ReferenceBackend:
     """Runs ONNX files on the CPU by the letter of the operators' specification."""
@@ -25,13 +27,17 @@ class ReferenceBackend:
     def load(self, artifact: Artifact, device: str, options: SessionOptions) -> ReferenceSession:
         """Parse an ONNX file from its verified bytes."""
         import onnx
+        import onnx.version_converter
         from onnx.reference import ReferenceEvaluator
 
+        data = artifact.read_bytes()
         try:
-            model = onnx.load_model_from_string(artifact.read_bytes())
+            model = onnx.load_model_from_string(data)
+            version = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+            if version < QDQ_OPSET:
+                # The evaluator has no QuantizeLinear older than 19; what it computes has not changed since 13.
+                model = onnx.version_converter.convert_version(model, QDQ_OPSET)
             return ReferenceSession(ReferenceEvaluator(model), model)
-        except BackendError:
-            raise
         except Exception as error:
             raise BackendError(f"{artifact.path}: onnx's evaluator could not load it ({error})") from error
 

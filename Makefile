@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all that a fresh machine needs. PYTHON chooses the interpreter that .venv is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint deploy/constraints.txt
+
+.PHONY: demo test check bench docs
+demo: .venv/.demo
+	$(BIN)/edgecnn demo --out demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2 tests
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m edgecnn.cli.reference --check README.md
+
+bench: .venv/.dev
+	set -e; for file in tests/benchmarks/bench_*.py; do echo; echo "== $$file"; $(BIN)/python $$file; done
+
+docs: .venv/.dev
+	$(BIN)/python -m edgecnn.cli.reference README.md
+
+.venv/.demo: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable '.[cpu,train]'
+	touch $@
+
+.venv/.dev: .venv/.demo
+	$(PIP) --editable '.[dev]'
+	touch $@

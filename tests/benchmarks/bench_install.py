@@ -1,0 +1,52 @@
+"""The torch-free install: its size on disk, and the memory of one `edgecnn predict`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import ROOT, demo_bundle, print_machine
+
+# Runs the command in this very process and prints its peak resident memory at the end.
+MEASURED = """
+import atexit, pathlib, sys
+from edgecnn.cli import main
+atexit.register(lambda: print(pathlib.Path("/proc/self/status").read_text(), file=sys.stderr))
+main()
+"""
+
+
+def size_of(folder: Path) -> int:
+    """Add up what the files below a folder take on the disk, in bytes."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
+
+
+def main() -> None:
+    """Install into a fresh environment and measure."""
+    print_machine()
+    bundle = demo_bundle()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        before = size_of(Path(folder))
+        python = Path(folder) / "bin" / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        constraint = ROOT / "deploy" / "constraints.txt"
+        subprocess.run([*pip, "--constraint", constraint, f"{ROOT}[cpu]"], check=True)
+        added = size_of(Path(folder)) - before
+        print(f"disk: {added / 1e6:.0f} MB added by pip install '.[cpu]' (150 wanted), pip itself not counted")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        golden = bundle / "goldens" / "000.png"
+        command = [python, "-c", MEASURED, "predict", bundle, golden]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        peak = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
+        if peak is None:
+            raise SystemExit("no VmHWM in /proc/self/status")
+        print(f"memory: {int(peak.group(1)) * 1024 / 1e6:.0f} MB peak of `edgecnn predict BUNDLE one.png` (80 wanted)")
+
+
+if __name__ == "__main__":
+    main()
