@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +20,17 @@ import numpy.typing as npt
 from edgecnn.errors import BundleError, DamagedError, EscapeError, UsageError
 from edgecnn.files import folder_atomic
 from edgecnn.images import Pixels
-from edgecnn.manifest import FileRecord, Manifest, parse_manifest
+from edgecnn.manifest import FileRecord, Manifest, is_manifest, parse_manifest
 from edgecnn.spec import Artifact, to_json
 
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 32 << 20
 _UNPACKED_LIMIT = 2 << 30
+# What zipfile, its decompressors, numpy and the file system raise on damaged or malicious content.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,11 @@ class Bundle:
         Raises:
             EscapeError: it leads out of the bundle, by its name or through a link.
         """
-        if not _is_inside(name) or not (self.root / name).resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = _is_inside(name) and (self.root / name).resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # a link in circles
+            inside = False
+        if not inside:
             raise EscapeError(f"{self.root}: the manifest names {name!r}, which leaves the bundle; do not use it")
         return self.root / name
 
@@ -90,11 +101,16 @@ class Bundle:
         record, path = self.manifest.files.get(name), self.path_of(name)
         if record is None:
             raise BundleError(f"{self.root}: {name} is not in the manifest")
-        if not path.is_file():
-            raise DamagedError(f"{path}: missing; copy the bundle again")
-        if path.stat().st_size != record.size:
-            raise DamagedError(f"{path}: {path.stat().st_size} bytes, the manifest says {record.size}; copy it again")
-        data = path.read_bytes()
+        try:
+            if not path.is_file():
+                raise DamagedError(f"{path}: missing; copy the bundle again")
+            if path.stat().st_size != record.size:
+                raise DamagedError(
+                    f"{path}: {path.stat().st_size} bytes, the manifest says {record.size}; copy it again"
+                )
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DamagedError(f"{path}: the content does not have the recorded SHA-256; copy the bundle again")
         return data
@@ -103,7 +119,11 @@ class Bundle:
         """Read and hash every file, and refuse files that the manifest does not know."""
         for name in self.manifest.files:
             self.read(name)
-        here = {file.relative_to(self.root).as_posix() for file in self.root.rglob("*") if not file.is_dir()}
+        here = {
+            file.relative_to(self.root).as_posix()
+            for file in self.root.rglob("*")
+            if file.is_symlink() or not file.is_dir()
+        }
         extra = sorted(here - set(self.manifest.files) - {MANIFEST})
         if extra:
             raise DamagedError(f"{self.root}: holds {', '.join(extra)}, which the manifest does not know; remove it")
@@ -148,12 +168,23 @@ class Bundle:
                 logits_float32=stored["logits_float32"],
                 recorded={name[9:]: array for name, array in stored.items() if name.startswith("recorded_")},
             )
-        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise DamagedError(f"{self.root / record.arrays}: not the goldens' arrays ({error})") from None
         shape = (len(record.images), len(self.manifest.labels))
         alike = all(array.shape == shape for array in (truth, goldens.logits_float32, *goldens.recorded.values()))
+        types = (
+            goldens.pixels.dtype,
+            truth.dtype,
+            *(array.dtype for array in (goldens.logits_float32, *goldens.recorded.values())),
+        )
+        if types != ("uint8", "float64", *["float32"] * (len(types) - 2)):
+            raise DamagedError(f"{self.root / record.arrays}: the arrays are not uint8 pixels and float logits")
         if not alike or goldens.pixels.shape != (shape[0], *self.manifest.preprocess.shape):
             raise DamagedError(f"{self.root / record.arrays}: the arrays do not have the shapes of {shape[0]} goldens")
+        if not all(np.isfinite(array).all() for array in (truth, goldens.logits_float32, *goldens.recorded.values())):
+            raise DamagedError(
+                f"{self.root / record.arrays}: holds logits that are not finite; export the bundle again"
+            )
         return goldens
 
 
@@ -196,10 +227,17 @@ def create_bundle(path: Path) -> Iterator[BundleWriter]:
     Raises:
         UsageError: something that is not a bundle is there already.
     """
-    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    if path.name in ("", ".."):
+        raise UsageError(f"{path}: cannot be replaced by a bundle; name a folder to write")
+    if path.exists() and not _is_bundle(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{path}: exists and is not a bundle, so it will not be replaced; choose another folder")
     with folder_atomic(path) as temporary:
         yield BundleWriter(temporary)
+
+
+def _is_bundle(path: Path) -> bool:
+    file = path / MANIFEST
+    return file.is_file() and is_manifest(file.read_bytes())
 
 
 def _is_inside(name: str) -> bool:
@@ -224,7 +262,7 @@ def _unpack(path: Path) -> Bundle:
                 target = root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(_extract(archive, prefix + name, record.size))
-    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise DamagedError(f"{path}: a zip that lacks or cannot give up a file of the bundle ({error})") from None
     return Bundle(root, manifest, holder)
 

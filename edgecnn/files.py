@@ -39,16 +39,18 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             _flush(file)
         _flush(temporary)
-        if path.exists():
+        if path.exists() or path.is_symlink():
             path.rename(previous)
         temporary.rename(path)
         _flush(path.parent)
     except BaseException:
-        if previous.exists() and not path.exists():
+        if os.path.lexists(previous) and not os.path.lexists(path):
             previous.rename(path)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if previous.is_symlink():
+            previous.unlink()
         shutil.rmtree(previous, ignore_errors=True)
 
 

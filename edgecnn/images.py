@@ -2,12 +2,12 @@
 
 The rules, in order:
 
-1. **Formats**: PNG, JPEG (with MPO), BMP, GIF, TIFF, WebP, PPM. Anything else is refused.
+1. **Formats**: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP. Anything else is refused.
 2. **Size**: at most `MAX_PIXELS`, read from the header before anything is decoded.
 3. **Animated** or multi-page: the first frame.
 4. **Truncated** or damaged: refused; there is no guessing of missing rows.
-5. **16 bit grey**: divided by 257 and rounded, so 65535 becomes 255; nothing is clipped. Float and 32 bit
-   integer images have no defined white and are refused.
+5. **16 bit grey**: divided by 257 and rounded, so 65535 becomes 255; nothing is clipped. 16 bit colour keeps
+   its high byte. Float and 32 bit integer images have no defined white and are refused.
 6. **EXIF orientation** is applied; a damaged EXIF block counts as upright.
 7. **Palette** images become RGB, with their transparency. **Alpha** is composited over `background`, so the
    hidden colours of transparent pixels never show.
@@ -33,7 +33,7 @@ from edgecnn.spec import Preprocess
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 )
@@ -78,6 +78,10 @@ def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:
             return fit(_upright(_eight_bit(image, name)), preprocess)
     except ImageError:
         raise
+    except Image.DecompressionBombError:  # what Pillow itself refuses, before it says the size
+        raise ImageError(
+            f"{name}: over the limit of {MAX_PIXELS // 1_000_000} million pixels; scale it down first"
+        ) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that can be read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
@@ -139,7 +143,10 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 
 def _from_sixteen(image: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
     converted = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    converted.info = dict(image.info)
+    key = image.info.get("transparency")  # of 16 bits, so it is compared before the division
+    if isinstance(key, int):
+        converted.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    converted.info = {name: value for name, value in image.info.items() if name != "transparency"}
     converted.getexif().update(_exif(image))
     return converted
 

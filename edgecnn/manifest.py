@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 class FileRecord(Frozen, frozen=True):
     """The size in bytes and SHA-256 of one file."""
 
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str
 
 
@@ -76,6 +76,22 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
+class _Marks(_Version):
+    edgecnn: str
+
+
+_UNREADABLE = (msgspec.MsgspecError, RecursionError)
+
+
+def is_manifest(data: bytes) -> bool:
+    """Say whether this is edgecnn's manifest, of any version; other tools have a `manifest.json` too."""
+    try:
+        msgspec.json.decode(data, type=_Marks)
+    except _UNREADABLE:
+        return False
+    return True
+
+
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Read and validate a manifest, strictly.
 
@@ -85,14 +101,14 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise SchemaError(f"{where}: not an edgecnn manifest ({error})") from None
     if version != SCHEMA_VERSION:
         newer = "; install a newer edgecnn" if version > SCHEMA_VERSION else ""
         raise SchemaError(f"{where}: schema version {version} is unknown, this edgecnn reads {SCHEMA_VERSION}{newer}")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise SchemaError(f"{where}: {error}") from None
     problem = _contradiction(manifest)
     if problem:

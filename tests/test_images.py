@@ -102,7 +102,7 @@ def resized(pixels: Array, width: int, height: int, box: tuple[float, float, flo
     """Resize in float64; `box` is (left, top, width, height)."""
     left, top, across, down = box or (0, 0, pixels.shape[1], pixels.shape[0])
     rows, columns = triangle(pixels.shape[0], height, top, down), triangle(pixels.shape[1], width, left, across)
-    return np.einsum("ij,jk...,lk->il...", rows, pixels.astype(np.float64), columns)
+    return np.asarray(np.einsum("ij,jk...,lk->il...", rows, pixels.astype(np.float64), columns))
 
 
 def close(got: Array, want: Array, levels: float = 1.01) -> None:
@@ -345,11 +345,14 @@ def test_pixels_without_a_white_are_refused(pixels: Array, kind: int, word: str,
 def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     """Each of the eight orientations is shown as the EXIF specification says, in every format that has them."""
     pixels = noise(16, 24, seed=orientation)
-    options: dict[str, Any] = {
+    prefixed = b"Exif\0\0" + exif(orientation)
+    options: dict[str, dict[str, Any]] = {
         "PNG": {"exif": exif(orientation)},
         "TIFF": {"tiffinfo": {ORIENTATION: orientation}},
-    }.get(format, {"exif": b"Exif\0\0" + exif(orientation)})
-    data = encode(pixels, format, **options, **({"lossless": True} if format == "WEBP" else {}))
+        "WEBP": {"exif": prefixed, "lossless": True},
+        "JPEG": {"exif": prefixed},
+    }
+    data = encode(pixels, format, **options[format])
     if format == "JPEG":
         pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     want = upright(pixels, orientation)
@@ -460,7 +463,8 @@ def test_hidden_colours_never_show() -> None:
 def test_alpha_is_composited(format: str, background: int) -> None:
     """Partial alpha is blended over the background by the textbook formula."""
     pixels = np.dstack([noise(16, 16), np.arange(256, dtype=np.uint8).reshape(16, 16)])
-    data = encode(pixels, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    options: dict[str, Any] = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    data = encode(pixels, format, **options)
     alpha = pixels[..., 3:] / 255
     close(decode(data, pre(16, 16, background=background)), pixels[..., :3] * alpha + background * (1 - alpha))
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn import registry
-from edgecnn.errors import BackendError, ContractError, DeviceError
+from edgecnn.errors import BackendError, ContractError, DeviceError, EdgecnnError
 from edgecnn.spec import Artifact, BackendRef, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -125,6 +125,9 @@ def _check(tensors: Mapping[str, Array], expected: Expected, side: str) -> None:
         array = tensors.get(name)
         if array is None:
             _explain_names(tensors, expected, side)
+        elif not isinstance(array, np.ndarray):
+            found = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "no array"
+            raise ContractError(f"{side} {name!r} is a {type(array).__name__} ({found}); a numpy array is needed")
         elif array.dtype != dtype or array.shape not in known:
             if array.dtype != dtype or not array.size or not spec.accepts(array.shape):
                 raise ContractError(
@@ -159,7 +162,13 @@ def open_session(
     if ref.device not in backend.devices():
         have = ", ".join(backend.devices()) or "none"
         raise DeviceError(f"{ref}: no device {ref.device!r} on this machine for {ref.backend}; it has: {have}")
-    session = backend.load(artifact, ref.device, options or SessionOptions())
+    try:
+        session = backend.load(artifact, ref.device, options or SessionOptions())
+    except EdgecnnError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BackendError(f"{ref}: {artifact.path} could not be loaded: {reason}") from error
     if session.device != ref.device:
         raise DeviceError(f"{ref}: asked for {ref.device} and obtained {session.device}; refusing to go on elsewhere")
     return CheckedSession(session)

@@ -19,7 +19,13 @@ def list_folders(root: Path) -> Listing:
     Raises:
         DataError: there are no class folders, or a class folder of the training set holds no image.
     """
-    parts = {_SPLITS[folder.name.lower()]: folder for folder in _folders(root) if folder.name.lower() in _SPLITS}
+    parts: dict[SplitName, Path] = {}
+    for folder in _folders(root):
+        name = _SPLITS.get(folder.name.lower())
+        if name in parts:
+            raise DataError(f"{root}: {parts[name].name} and {folder.name} are both the {name} split; keep one")
+        if name is not None:
+            parts[name] = folder
     if parts and "train" not in parts:
         raise DataError(f"{root}: has {', '.join(sorted(parts))} but no train folder")
     tops: list[tuple[SplitName | None, Path]] = list(parts.items()) if parts else [(None, root)]
@@ -30,11 +36,19 @@ def list_folders(root: Path) -> Listing:
     items: list[Item] = []
     for split, top in tops:
         for folder in _folders(top):
-            files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+            files = [
+                file for file in sorted(folder.rglob("*")) if _is_image(file.relative_to(folder)) and file.is_file()
+            ]
             if not files and split in (None, "train"):
                 raise DataError(f"{folder}: class {folder.name!r} has no image; add some or remove the folder")
             items += [Item(file.relative_to(root).as_posix(), index[folder.name], file, split) for file in files]
     return Listing(labels=tuple(labels), items=items)
+
+
+def _is_image(path: Path) -> bool:
+    """Say whether a path below a class folder is an image, and not one of the copies that tools leave behind."""
+    hidden = path.name.startswith(".") or any(part.startswith((".", "__")) for part in path.parts[:-1])
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def _folders(root: Path) -> list[Path]:

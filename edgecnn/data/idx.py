@@ -57,8 +57,8 @@ def _load(root: Path, prefix: str, kind: str, dimensions: int) -> npt.NDArray[An
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             magic, *shape = struct.unpack(f">{1 + dimensions}I", header)
-            if magic != (_UBYTE << 8) + dimensions or np.prod(shape, dtype=float) > _LARGEST:
-                raise DataError(f"{path}: not an IDX file of {dimensions} dimensions of bytes")
+            if magic != (_UBYTE << 8) + dimensions or np.prod(shape, dtype=float) > _LARGEST or 0 in shape:
+                raise DataError(f"{path}: not an IDX file of {dimensions} dimensions of bytes, or an empty one")
             data = file.read(int(np.prod(shape)) + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"{path}: damaged or truncated ({error})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from edgecnn.errors import DataError
 from edgecnn.images import Pixels
 
 _SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+# What numpy, zipfile and zlib raise on damaged files; TypeError is a bare array, which is no context manager.
+_UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def list_npz(path: Path) -> Listing:
@@ -26,7 +31,7 @@ def list_npz(path: Path) -> Listing:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as .npz ({error})") from None
     items: list[Item] = []
     for split in _SPLITS:
@@ -48,7 +53,7 @@ def list_npz(path: Path) -> Listing:
 
 def _pixels(path: Path, split: str, images: npt.NDArray[Any]) -> Pixels:
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[3] in (1, 3)
-    if not (grey or colour):
+    if not (grey or colour) or 0 in images.shape[1:]:
         raise DataError(f"{path}: {split} images have shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed")
     if images.dtype == np.uint8:
         return images

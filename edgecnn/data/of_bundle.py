@@ -6,7 +6,7 @@ import msgspec
 
 from edgecnn.data.dataset import DataOptions, LabelledImages
 from edgecnn.data.open import open_data
-from edgecnn.errors import DataError, EdgecnnError
+from edgecnn.errors import DataError, EdgecnnError, SchemaError
 from edgecnn.manifest import Manifest
 
 
@@ -19,7 +19,10 @@ def find_test_images(manifest: Manifest, source: str | None) -> tuple[LabelledIm
     Raises:
         DataError: `source` was named and cannot be used.
     """
-    options = msgspec.convert(manifest.provenance.training.get("data_options", {}), type=DataOptions)
+    try:
+        options = msgspec.convert(manifest.provenance.training.get("data_options", {}), type=DataOptions)
+    except msgspec.ValidationError as error:
+        raise SchemaError(f"the manifest's provenance.training.data_options: {error}") from None
     side = manifest.preprocess
     options = msgspec.structs.replace(options, size=side.height, channels=side.channels, fit=side.fit, strict=False)
     try:

@@ -38,6 +38,9 @@ def assign_splits(
         if not len(given[name]):
             given[name], pool = _take(pool, labels, share, total, generator)
             made.append(name)
+    asked = sum(shares[name] for name in made)
+    if asked >= 1:
+        raise DataError(f"val and test together ask for a share of {asked:g}, which leaves nothing to train on")
     given["train"] = np.sort(pool)
     counts = ", ".join(f"{name} {len(indices)}" for name, indices in given.items())
     empty = [name for name, indices in given.items() if not len(indices)]

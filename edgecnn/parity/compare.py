@@ -12,9 +12,10 @@ from edgecnn import host, images
 from edgecnn.backends.base import Array, CheckedSession, SessionOptions, Tensors, open_session
 from edgecnn.bundle import Bundle, Goldens
 from edgecnn.data.dataset import LabelledImages
-from edgecnn.errors import BackendError, DataError, UsageError
+from edgecnn.errors import BackendError, BundleError, CheckpointError, ContractError, DataError, UsageError
 from edgecnn.host import Host
 from edgecnn.images import Pixels
+from edgecnn.manifest import Manifest
 from edgecnn.parity.computation import Computation, Recorded, Truth, find_fault, judge_float, judge_quantized
 from edgecnn.parity.decisions import Decisions, judge_decisions
 from edgecnn.parity.verdict import Verdict
@@ -88,6 +89,10 @@ def compare(
         raise DataError("the labelled images are an empty set: nothing was compared")
     tolerance = tolerance or bundle.manifest.tolerance
     goldens = bundle.goldens()
+    if reference is not None:
+        artifact_for(bundle, reference)  # a reference that cannot be had is the user's mistake, data or not
+        if reference.backend != "torch":
+            open_session(reference, artifact_for(bundle, reference)).__exit__(None, None, None)
     truth = _truth(bundle, reference, goldens, data)
     chosen = _reference_classes(bundle, reference, data)
     cells = tuple(_cell(bundle, ref, truth, goldens, data, chosen, tolerance) for ref in candidates)
@@ -95,7 +100,7 @@ def compare(
     return ParityReport(
         bundle=bundle.manifest.name,
         reference=str(reference) if reference else GOLDENS,
-        verdict=_overall([decoding.verdict, *(verdict for cell in cells for verdict in _verdicts(cell))]),
+        verdict=_overall(decoding.verdict, cells),
         decoding=decoding,
         cells=cells,
         tolerance=tolerance,
@@ -155,6 +160,7 @@ def _cell(
     artifact = artifact_for(bundle, ref)
     try:
         with open_session(ref, artifact) as session:
+            _check_signature(session, bundle.manifest)
             computation = _computation(session, artifact, truth, goldens, tolerance)
             decisions = None
             if data is not None and chosen is not None and computation.distance is not None:
@@ -165,7 +171,7 @@ def _cell(
                 names = [data.name(index) for index in range(len(data))]
                 answers = _classes(outputs["logits"])
                 decisions = judge_decisions(chosen, answers, data.labels, names, bundle.manifest.labels, tolerance)
-    except BackendError as error:
+    except (BackendError, BundleError, CheckpointError) as error:
         computation, decisions = _failed(str(error), truth), None
     return Cell(candidate=str(ref), artifact=artifact.name, computation=computation, decisions=decisions)
 
@@ -174,20 +180,44 @@ def _computation(
     session: CheckedSession, artifact: Artifact, truth: Truth, goldens: Goldens, tolerance: Tolerance
 ) -> Computation:
     outputs = run_all(session, truth.pixels)
-    missing = [name for name in ("logits", "probabilities") if name not in outputs]
-    fault = f"output {missing[0]!r} is missing" if missing else find_fault(outputs)
-    logits = outputs.get("logits")
-    if fault is None and logits is not None and logits.shape != truth.float64.shape:
-        fault = f"logits have shape {logits.shape}, the truth has {truth.float64.shape}"
-    if fault or logits is None:
-        return _failed(fault or "no logits", truth)
+    fault = find_fault(outputs)
+    if fault:
+        return _failed(fault, truth)
+    logits = outputs["logits"]
     if artifact.precision in ("fp32", "fp64"):
         return judge_float(logits, truth, tolerance)
     answers = goldens.recorded.get(artifact.name)
     if answers is None:
         return judge_quantized(logits, None, truth, None, tolerance)
-    again = run_all(session, goldens.pixels)["logits"]
+    repeated = run_all(session, goldens.pixels)
+    fault = find_fault(repeated)
+    if fault:
+        return _failed(f"on the goldens, {fault}", truth)
+    again = repeated["logits"]
     return judge_quantized(logits, again, truth, Recorded(goldens.pixels, answers, goldens.logits_float64), tolerance)
+
+
+def _check_signature(session: CheckedSession, manifest: Manifest) -> None:
+    """Hold a candidate to the inputs and outputs that the manifest states, by name, dtype and shape.
+
+    Raises:
+        ContractError: it has others.
+    """
+    for side, stated, found in (
+        ("input", manifest.inputs, session.inputs),
+        ("output", manifest.outputs, session.outputs),
+    ):
+        wanted = {spec.name: (spec.dtype, spec.shape) for spec in stated}
+        got = {spec.name: (spec.dtype, spec.shape) for spec in found}
+        missing = sorted(set(wanted) - set(got))
+        if missing:
+            raise ContractError(f"{side} {missing[0]!r} is missing; it has {', '.join(sorted(got))}")
+        different = sorted(name for name in got if wanted.get(name) != got[name])
+        if different:
+            name = different[0]
+            obtained = "dtype {}, shape {}".format(*got[name])
+            expected = "dtype {}, shape {}".format(*wanted[name]) if name in wanted else f"no such {side}"
+            raise ContractError(f"{side} {name!r} has {obtained}; the manifest states {expected}")
 
 
 def _failed(reason: str, truth: Truth) -> Computation:
@@ -199,12 +229,17 @@ def run_all(session: CheckedSession, pixels: Pixels) -> Tensors:
 
     Raises:
         DataError: there are no images.
+        ContractError: an output has not one row for each image.
     """
     if not len(pixels):
         raise DataError("no images to run: nothing was compared")
     name = session.inputs[0].name
     parts = [session.run({name: pixels[start : start + BATCH]}) for start in range(0, len(pixels), BATCH)]
-    return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+    joined = {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+    short = [output for output, array in joined.items() if len(array) != len(pixels)]
+    if short:
+        raise ContractError(f"output {short[0]!r} has {len(joined[short[0]])} rows for {len(pixels)} images")
+    return joined
 
 
 def _decoding(bundle: Bundle, goldens: Goldens) -> Decoding:
@@ -223,13 +258,12 @@ def _decoding(bundle: Bundle, goldens: Goldens) -> Decoding:
     return Decoding(verdict=Verdict.FAIL, reason=reason, n=len(decoded))
 
 
-def _verdicts(cell: Cell) -> list[Verdict]:
-    return [cell.computation.verdict, *([cell.decisions.verdict] if cell.decisions else [])]
-
-
-def _overall(verdicts: list[Verdict]) -> Verdict:
-    """Take the worst of what was measured; that nothing was measured is not a PASS."""
-    for worst in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-        if worst in verdicts:
-            return worst
-    return Verdict.PASS if Verdict.PASS in verdicts[1:] else Verdict.NOT_MEASURED
+def _overall(decoding: Verdict, cells: Sequence[Cell]) -> Verdict:
+    """Take the worst; a candidate of which nothing was measured keeps the whole from passing."""
+    verdicts = [decoding]
+    for cell in cells:
+        answers = [cell.computation.verdict, *([cell.decisions.verdict] if cell.decisions else [])]
+        measured = [verdict for verdict in answers if verdict is not Verdict.NOT_MEASURED]
+        verdicts += measured or [Verdict.NOT_MEASURED]
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_MEASURED, Verdict.PASS)
+    return next(verdict for verdict in order if verdict in verdicts)

@@ -16,6 +16,8 @@ from edgecnn.spec import Frozen, Tolerance
 # Half a unit in the last place: no float32 answer can be expected to be closer to the truth than its own rounding.
 ROUNDING = 2.0**-24
 SOFTMAX_ERROR = 1e-5
+# Float32's own error on a network is some 1e-7 to 1e-5 of the logits; a unit above this is not noise but a fault.
+LARGEST_NOISE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ def judge_float(logits: Array, truth: Truth, tolerance: Tolerance) -> Computatio
     """Judge logits (N, classes) of a float32 artifact by their error in units of torch float32's own."""
     far, noise = distance(truth.float64, logits), distance(truth.float64, truth.float32)
     peak, rms = float(np.abs(truth.float64).max()), float(np.sqrt(np.square(truth.float64).mean()))
+    if noise.rms > LARGEST_NOISE * rms:
+        reason = (
+            f"torch's float32 logits are off by {noise.rms / rms:.2g} of their size, which is no rounding noise: "
+            "there is no unit to judge by"
+        )
+        return Computation(verdict=Verdict.FAIL, reason=reason, n=len(logits), truth=truth.origin, distance=far)
     multiple = max(
         _ratio(far.rms, max(noise.rms, ROUNDING * rms)), _ratio(far.max_abs, max(noise.max_abs, ROUNDING * peak))
     )
@@ -106,6 +114,8 @@ def find_fault(outputs: Mapping[str, Array]) -> str | None:
         if not np.isfinite(array).all():
             return f"output {name!r} has {int((~np.isfinite(array)).sum())} values that are not finite"
     if "logits" in outputs and "probabilities" in outputs:
+        if outputs["logits"].shape != outputs["probabilities"].shape:
+            return f"'probabilities' has shape {outputs['probabilities'].shape} and 'logits' {outputs['logits'].shape}"
         error = float(np.abs(softmax(outputs["logits"]) - outputs["probabilities"]).max())
         if error > SOFTMAX_ERROR:
             return f"'probabilities' is not the softmax of 'logits' (off by up to {error:.3g})"

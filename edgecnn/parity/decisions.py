@@ -105,7 +105,9 @@ def _explain(
     budget, sure = f"{tolerance.max_drop * 100:.2f}", f"{tolerance.confidence:.0%}"
     seen = f"of {n} images {lost} lost and {gained} gained: the drop is {(lost - gained) / n * 100:+.2f} points"
     if verdict is Verdict.PASS:
-        formula = f" (no flip in {n}: 1 - {1 - tolerance.confidence:.2g}^(1/{n}))" if not lost + gained else ""
+        exact = 1 - (1 - tolerance.confidence) ** (1 / n)
+        told = not lost + gained and abs(exact - high) < 1e-9
+        formula = f" (no flip in {n}: 1 - {1 - tolerance.confidence:.2g}^(1/{n}))" if told else ""
         return f"{seen} and, with {sure} confidence, below {high * 100:.2f}{formula}; the budget is {budget}"
     if verdict is Verdict.FAIL:
         return f"{seen} and, with {sure} confidence, above {low * 100:.2f}; the budget is {budget}"

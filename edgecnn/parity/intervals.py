@@ -31,8 +31,11 @@ def drop_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> t
 
 
 def detectable_drop(n: int, confidence: float = 0.95) -> float:
-    """Return the smallest drop that `n` images without a single flip still exclude: 1 - (1 - confidence)^(1/n)."""
-    return float(-math.expm1(math.log(1 - confidence) / n))
+    """Return the smallest drop that `n` images without a single flip exclude.
+
+    At a confidence of 0.95 that is the exact limit, 1 - 0.05^(1/n); above 0.97 Tango's is the wider one.
+    """
+    return _upper(0, 0, n, confidence)
 
 
 def images_needed(lost: int, gained: int, n: int, budget: float, confidence: float = 0.95) -> int | None:
@@ -61,7 +64,10 @@ def _projected(lost: int, gained: int, n: int, images: int, confidence: float) -
 
 
 def _upper(lost: int, gained: int, n: int, confidence: float) -> float:
-    return max(tango_upper(lost, gained, n, confidence), clopper_pearson_upper(max(lost - gained, 0), n, confidence))
+    net = lost - gained
+    # The lower limit of a share is one minus the upper limit of the rest.
+    exact = clopper_pearson_upper(net, n, confidence) if net >= 0 else clopper_pearson_upper(n + net, n, confidence) - 1
+    return max(tango_upper(lost, gained, n, confidence), exact)
 
 
 def tango_upper(lost: int, gained: int, n: int, confidence: float = 0.95) -> float:

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from edgecnn.errors import CheckpointError
+from edgecnn.errors import CheckpointError, UsageError
 from edgecnn.files import write_atomic
 from edgecnn.nets import build_net
 from edgecnn.spec import Frozen, ModelConfig, Preprocess
@@ -44,10 +44,10 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights are not those of this configuration, or are not finite.
         """
-        net = build_net(self.model, self.preprocess, len(self.labels))
         try:
+            net = build_net(self.model, self.preprocess, len(self.labels))
             net.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, OverflowError, UsageError) as error:
             raise CheckpointError(f"the weights do not fit the net ({' '.join(str(error).split())[:200]})") from None
         bad = [name for name, tensor in self.weights.items() if not torch.isfinite(tensor).all()]
         if bad:
