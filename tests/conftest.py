@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-# Two workers on two cores: torch and ONNX Runtime would otherwise start two threads each.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers on two cores: each keeps to its own, or torch and ONNX Runtime would start two threads in both.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _WORKER and hasattr(os, "sched_setaffinity"):
+    _CPUS = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_CPUS[int(_WORKER.removeprefix("gw")) % len(_CPUS)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,8 +74,8 @@ def bundle_folder(shared_tmp: Path, run_folder: Path) -> Path:
 
 
 @pytest.fixture
-def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Iterator[Path]:
+def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
     """Give a copy of the bundle that a test may damage."""
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_folder, folder)
-    yield folder
+    return folder

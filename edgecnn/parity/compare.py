@@ -161,7 +161,8 @@ def _cell(
     try:
         with open_session(ref, artifact) as session:
             _check_signature(session, bundle.manifest)
-            computation = _computation(session, artifact, truth, goldens, tolerance)
+            allowed = tolerance.recorded_share_here if _exported_here(bundle) else tolerance.recorded_share
+            computation = _computation(session, artifact, truth, goldens, tolerance, allowed)
             decisions = None
             if data is not None and chosen is not None and computation.distance is not None:
                 outputs = run_all(session, data.pixels)
@@ -177,7 +178,7 @@ def _cell(
 
 
 def _computation(
-    session: CheckedSession, artifact: Artifact, truth: Truth, goldens: Goldens, tolerance: Tolerance
+    session: CheckedSession, artifact: Artifact, truth: Truth, goldens: Goldens, tolerance: Tolerance, allowed: float
 ) -> Computation:
     outputs = run_all(session, truth.pixels)
     fault = find_fault(outputs)
@@ -188,13 +189,22 @@ def _computation(
         return judge_float(logits, truth, tolerance)
     answers = goldens.recorded.get(artifact.name)
     if answers is None:
-        return judge_quantized(logits, None, truth, None, tolerance)
+        return judge_quantized(logits, None, truth, None, allowed)
     repeated = run_all(session, goldens.pixels)
     fault = find_fault(repeated)
     if fault:
         return _failed(f"on the goldens, {fault}", truth)
     again = repeated["logits"]
-    return judge_quantized(logits, again, truth, Recorded(goldens.pixels, answers, goldens.logits_float64), tolerance)
+    return judge_quantized(logits, again, truth, Recorded(goldens.pixels, answers, goldens.logits_float64), allowed)
+
+
+def _exported_here(bundle: Bundle) -> bool:
+    """Say whether this machine has the CPU and runtime of the exporting one, so that int8 must answer the same."""
+    there, here = bundle.manifest.provenance.host, host.fingerprint()
+    same_cpu = (there.get("cpu"), tuple(there.get("features", ()))) == (here.cpu, here.features)
+    recorded = there.get("packages", {})
+    runtimes = ("onnxruntime", "onnxruntime-gpu")
+    return same_cpu and all(recorded.get(name) == here.packages.get(name) for name in runtimes)
 
 
 def _check_signature(session: CheckedSession, manifest: Manifest) -> None:

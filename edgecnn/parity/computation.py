@@ -81,11 +81,12 @@ def judge_float(logits: Array, truth: Truth, tolerance: Tolerance) -> Computatio
 
 
 def judge_quantized(
-    logits: Array, again: Array | None, truth: Truth, recorded: Recorded | None, tolerance: Tolerance
+    logits: Array, again: Array | None, truth: Truth, recorded: Recorded | None, allowed: float
 ) -> Computation:
     """Judge a quantized artifact by whether it answers as it did where it was exported.
 
-    `logits` are its answers for the truth's images, `again` those for the recorded ones. Whether quantization cost
+    `logits` are its answers for the truth's images, `again` those for the recorded ones; `allowed` is the share of
+    its own quantization error by which the latter may differ, in mean square and at the most. Whether quantization cost
     accuracy is the second question's business, not this one's.
     """
     far = distance(truth.float64, logits)
@@ -93,13 +94,14 @@ def judge_quantized(
         reason = "no answers were recorded for this artifact, so only its distance from float64 is known"
         return Computation(verdict=Verdict.NOT_MEASURED, reason=reason, n=len(logits), truth=truth.origin, distance=far)
     own = distance(recorded.float64, recorded.logits)
-    share = _ratio(distance(recorded.logits, again).rms, own.rms)
-    good = share <= tolerance.recorded_share
+    change = distance(recorded.logits, again)
+    share = max(_ratio(change.rms, own.rms), _ratio(change.max_abs, own.max_abs))
+    good = share <= allowed
     return Computation(
         verdict=Verdict.PASS if good else Verdict.FAIL,
         reason=(
             f"it differs from its answers where it was exported by {share:.3g} times its quantization error; "
-            f"{tolerance.recorded_share:g} is allowed"
+            f"{allowed:g} is allowed"
         ),
         n=len(again),
         truth="its own recorded answers",

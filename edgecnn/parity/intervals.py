@@ -19,15 +19,16 @@ def drop_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> t
     """Bound the drop from below and above, each side with this confidence.
 
     Each end is the wider of two: Tango's score limit (Statistics in Medicine 17, 1998, 891-908), which is good but
-    only asymptotic, and the exact binomial limit (Clopper and Pearson 1934) for the net loss alone, which keeps
-    the promise where flips are few. Without a flip in 360 images it says 0.83 points, where Tango's would be 0.75.
+    only asymptotic, and the binomial limit of Clopper and Pearson (1934) for the net loss, which is exact where
+    nothing is gained and keeps the promise where flips are few. Without a flip in 360 images it says 0.83 points,
+    where Tango's would be 0.75. A gain never brings the upper end below what no flip at all would show.
 
     Raises:
         ValueError: counts that cannot be.
     """
     if n < 1 or lost < 0 or gained < 0 or lost + gained > n or not 0.5 < confidence < 1:
         raise ValueError(f"no interval for {lost} lost and {gained} gained of {n} at {confidence}")
-    return -_upper(gained, lost, n, confidence), _upper(lost, gained, n, confidence)
+    return _lower(lost, gained, n, confidence), _upper(lost, gained, n, confidence)
 
 
 def detectable_drop(n: int, confidence: float = 0.95) -> float:
@@ -64,10 +65,16 @@ def _projected(lost: int, gained: int, n: int, images: int, confidence: float) -
 
 
 def _upper(lost: int, gained: int, n: int, confidence: float) -> float:
-    net = lost - gained
+    return max(tango_upper(lost, gained, n, confidence), clopper_pearson_upper(max(lost - gained, 0), n, confidence))
+
+
+def _lower(lost: int, gained: int, n: int, confidence: float) -> float:
     # The lower limit of a share is one minus the upper limit of the rest.
-    exact = clopper_pearson_upper(net, n, confidence) if net >= 0 else clopper_pearson_upper(n + net, n, confidence) - 1
-    return max(tango_upper(lost, gained, n, confidence), exact)
+    net = lost - gained
+    exact = (
+        1 - clopper_pearson_upper(n - net, n, confidence) if net > 0 else -clopper_pearson_upper(-net, n, confidence)
+    )
+    return min(-tango_upper(gained, lost, n, confidence), exact)
 
 
 def tango_upper(lost: int, gained: int, n: int, confidence: float = 0.95) -> float:

@@ -61,10 +61,11 @@ def fit(
         raise ValueError("resolve() fills these in")
     torch.set_num_threads(usable_threads())
     model = Deployed(net, dataset.preprocess).to(device)
-    steps = math.ceil(len(dataset.train) / recipe.batch_size) * recipe.epochs
+    # Batches of even size: a last one of a single image would stop batch norm where the planes are one pixel.
+    batches = max(1, math.ceil((len(dataset.train) - 1) / recipe.batch_size))
     optimizer = _optimizer(net, recipe)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=max(steps, 2), pct_start=0.25, cycle_momentum=False
+        optimizer, recipe.lr, total_steps=max(batches * recipe.epochs, 5), pct_start=0.25, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     images, labels = (torch.from_numpy(array) for array in (dataset.train.pixels, dataset.train.labels))
@@ -73,14 +74,17 @@ def fit(
     for number in range(1, recipe.epochs + 1):
         began = time.perf_counter()
         net.train()
-        total = 0.0
-        for batch in torch.split(torch.randperm(len(labels), generator=generator), recipe.batch_size):
+        total = lr = 0.0
+        for batch in torch.tensor_split(torch.randperm(len(labels), generator=generator), batches):
             loss = _step(model, images[batch], labels[batch].to(device), optimizer, recipe, generator)
+            lr = float(schedule.get_last_lr()[0])
             schedule.step()
             total += loss * len(batch)
         logits = predict_logits(model, dataset.val)
         truth = torch.from_numpy(dataset.val.labels)
         val_loss = float(functional.cross_entropy(torch.from_numpy(logits), truth))
+        if not math.isfinite(val_loss):
+            raise TrainingError(f"the validation loss became {val_loss}: use a smaller --lr (it is {recipe.lr})")
         val_accuracy = float((logits.argmax(1) == dataset.val.labels).mean())
         rank = (val_accuracy, -val_loss)
         if rank > best_rank:
@@ -88,7 +92,7 @@ def fit(
         epoch = Epoch(
             number=number,
             loss=total / len(labels),
-            lr=float(schedule.get_last_lr()[0]),
+            lr=lr,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=time.perf_counter() - began,
