@@ -15,7 +15,7 @@ from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle, BundleWriter, create_bundle
 from edgecnn.data import Dataset
-from edgecnn.errors import ExportError, UsageError, VerdictError
+from edgecnn.errors import CheckpointError, ExportError, UsageError, VerdictError
 from edgecnn.exporter import Exported, Exporter, ExportRequest
 from edgecnn.images import Pixels
 from edgecnn.manifest import SCHEMA_VERSION, ArtifactRecord, GoldensRecord, Manifest, Provenance
@@ -111,7 +111,10 @@ def _export_all(
     run: Path, writer: BundleWriter, options: ExportOptions, calibration: Pixels, say: Callable[[str], None]
 ) -> dict[str, Exported]:
     """Run the exporters in order, each seeing what those before it wrote; the checkpoint goes in as it is."""
-    checkpoint = Path(writer.root / writer.add(CHECKPOINT, (run / CHECKPOINT).read_bytes()))
+    try:
+        checkpoint = writer.root / writer.add(CHECKPOINT, (run / CHECKPOINT).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{run / CHECKPOINT}: cannot be read ({error.strerror}); train again") from None
     exported: dict[str, Exported] = {}
     for name in options.exporters:
         exporter: Exporter = registry.get(registry.EXPORTERS, name)
@@ -169,7 +172,7 @@ def _spread(labels: Any, count: int) -> list[int]:
 
 
 def _logits(one: Exported, backend: str, pixels: Pixels, options: SessionOptions) -> Any:
-    artifact = Artifact(name=one.path.stem, format=one.format, path=one.path)
+    artifact = Artifact(name=one.path.stem, format=one.format, path=one.path, target=one.target)
     with open_session(BackendRef(backend=backend), artifact, options) as session:
         return run_all(session, pixels)["logits"]
 
@@ -257,5 +260,7 @@ def _default(report: ParityReport, latency: dict[str, Any]) -> str:
         and cell.decisions is not None
         and cell.decisions.verdict is Verdict.PASS
     ]
+    if first not in passed and passed:
+        return passed[0]
     faster = [name for name in passed if latency[name]["ratio_to_first"]["high"] < 1]
     return min(faster, key=lambda name: latency[name]["ratio_to_first"]["median"], default=first)

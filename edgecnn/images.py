@@ -65,6 +65,8 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a name with a null byte in it
+        raise ImageError(f"{str(path)!r}: cannot be a path ({error})") from None
 
 
 def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:

@@ -52,25 +52,30 @@ class Predictor:
         result: npt.NDArray[np.float32] = self.session.run({self._input: pixels})["probabilities"]
         return result
 
-    def predict(self, paths: Iterable[Path], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
-        """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set."""
+    def predict(self, paths: Iterable[Path | ImageError], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
+        """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set.
+
+        An ImageError among the paths, as `find_images` gives for an empty folder, is passed on as such an answer.
+        """
         if batch < 1 or top < 1:
             raise UsageError("the batch size and the number of labels to show must be at least 1")
         remaining = iter(paths)
         while chunk := list(islice(remaining, batch)):
             yield from self._chunk(chunk, top)
 
-    def _chunk(self, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+    def _chunk(self, paths: Sequence[Path | ImageError], top: int) -> Iterator[Prediction]:
         read = [self._read(path) for path in paths]
         good = [item for item in read if not isinstance(item, ImageError)]
         answers = iter(self._finite(self.probabilities(np.stack(good))) if good else ())
         for path, item in zip(paths, read, strict=True):
             if isinstance(item, ImageError):
-                yield Prediction(path=str(path), error=str(item))
+                yield Prediction(path=printable(path), error=printable(item))
             else:
-                yield Prediction(path=str(path), top=self._top(next(answers), top))
+                yield Prediction(path=printable(path), top=self._top(next(answers), top))
 
-    def _read(self, path: Path) -> Pixels | ImageError:
+    def _read(self, path: Path | ImageError) -> Pixels | ImageError:
+        if isinstance(path, ImageError):
+            return path
         try:
             return images.load(path, self.bundle.manifest.preprocess)
         except ImageError as error:
@@ -110,22 +115,34 @@ def artifact_for(bundle: Bundle, ref: BackendRef) -> Artifact:
     raise UsageError(f"{bundle.root}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")
 
 
-def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
+def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path | ImageError]:
     """Expand files, folders (every image below, sorted) and `-` (one path a line) into paths, in order.
 
-    Raises:
-        UsageError: a folder holds no image.
+    A folder without an image is given as an ImageError in its place, so that it costs no other image its answer.
     """
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
             yield from (Path(line.rstrip("\n")) for line in lines if line.strip())
-        elif path.is_dir():
+        elif _is_folder(path):
             found = sorted(
                 file for file in path.rglob("*") if file.suffix.lower() in images.SUFFIXES and file.is_file()
             )
-            if not found:
-                raise UsageError(f"{path}: no image in this folder (looked for {', '.join(sorted(images.SUFFIXES))})")
+            looked_for = ", ".join(sorted(images.SUFFIXES))
             yield from found
+            if not found:
+                yield ImageError(f"{path}: no image in this folder (looked for {looked_for})")
         else:
             yield path
+
+
+def printable(path: Path | ImageError) -> str:
+    """Write a name that may hold bytes that are no UTF-8, as file systems allow, with those bytes escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long for a name, or no name at all: reading it says so
+        return False

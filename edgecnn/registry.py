@@ -39,14 +39,15 @@ def get(group: str, name: str) -> Any:
     point = _entry_point(group, name)
     try:
         plugin = point.load()
-    except Exception as error:
-        raise RegistryError(
-            f"{name} (from {_owner(point)}) is broken and cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    for module, remedy in getattr(plugin, "requires", {}).items():
-        if find_spec(module) is None:
-            raise MissingPackageError(f"{name} needs the package {module}, which is not installed here: {remedy}")
-    return plugin()
+        for module, remedy in getattr(plugin, "requires", {}).items():
+            if not _installed(module):
+                raise MissingPackageError(f"{name} needs the package {module}, which is not installed here: {remedy}")
+        return plugin()
+    except MissingPackageError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a third party's module does must not take the others along
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RegistryError(f"{name} (from {_owner(point)}) is broken and cannot be loaded: {reason}") from error
 
 
 def statuses(group: str) -> list[Status]:
@@ -62,12 +63,19 @@ def statuses(group: str) -> list[Status]:
     return found
 
 
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is absent
+        return False
+
+
 def _entry_point(group: str, name: str) -> metadata.EntryPoint:
     points = list(metadata.entry_points(group=group, name=name))
     if not points:
         known = ", ".join(names(group)) or "none; is edgecnn installed?"
         raise RegistryError(f"no {group.split('.')[1].rstrip('s')} is called {name!r}; known: {known}")
-    if len({point.value for point in points}) > 1:
+    if len({(_owner(point), point.value) for point in points}) > 1:
         owners = " and ".join(sorted(f"{_owner(point)} ({point.value})" for point in points))
         raise RegistryError(f"{name!r} is claimed by {owners}; uninstall one of them")
     return points[0]

@@ -9,10 +9,11 @@ from typing import Any
 
 from edgecnn.backends.base import Array, SessionOptions, Tensors
 from edgecnn.errors import BackendError, DeviceError, MissingPackageError
-from edgecnn.host import usable_threads
+from edgecnn.host import target_of_host, usable_threads
 from edgecnn.spec import Artifact, TensorSpec
 
 INSTALL = "pip install 'edgecnn[cpu]', or 'edgecnn[gpu]' for CUDA (one of the two, not both)"
+FULL_RANGE_TARGETS = ("x86-64-vnni", "arm64")
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
     "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
@@ -41,7 +42,8 @@ class OnnxRuntimeBackend:
         ort = _import()
         data = artifact.read_bytes()
         try:
-            session = ort.InferenceSession(data, _session_options(ort, device, options), providers=_providers(device))
+            native = _session_options(ort, artifact, device, options)
+            session = ort.InferenceSession(data, native, providers=_providers(device))
         except Exception as error:  # onnxruntime raises a dozen types of its own, all meaning: it did not load
             kind = DeviceError if device != "cpu" else BackendError
             raise kind(f"{artifact.path}: ONNX Runtime could not load it on {device} ({_first_line(error)})") from error
@@ -90,12 +92,15 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _session_options(ort: Any, device: str, options: SessionOptions) -> Any:
+def _session_options(ort: Any, artifact: Artifact, device: str, options: SessionOptions) -> Any:
     native = ort.SessionOptions()
     native.intra_op_num_threads = options.threads or usable_threads()
     native.inter_op_num_threads = 1
     native.log_severity_level = 3
     native.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    if artifact.target in FULL_RANGE_TARGETS and target_of_host() == "x86-64":
+        # Without VNNI the 16 bit sums of full-range int8 weights saturate; this computes them right, only slower.
+        native.add_session_config_entry("session.x64quantprecision", "1")
     if device != "cpu":
         # Without this ONNX Runtime only warns and runs what the provider cannot on the CPU.
         native.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import IO, Any
 
@@ -15,19 +17,44 @@ COMMANDS = ("train", "export", "predict", "parity", "bench", "inspect", "doctor"
 
 
 class _Failure(click.ClickException):
-    """An EdgecnnError on its way out: one line on stderr and its own exit code."""
+    """An error on its way out: one line on stderr and its own exit code."""
 
-    def __init__(self, error: EdgecnnError) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares it for the class, we know it per error
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class, we know it per error
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message on one line."""
         click.echo(f"edgecnn: {' '.join(self.message.split())}", err=True)
 
 
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn what is the user's to mend into one line: edgecnn's errors, click's, and files that cannot be made."""
+    try:
+        yield
+    except EdgecnnError as error:
+        raise _Failure(str(error), error.exit_code) from error
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "edgecnn"
+        raise _Failure(f"{error.format_message()} (see `{command} --help`)", error.exit_code) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise _Failure(f"{error.filename}: {error.strerror}", EdgecnnError.exit_code) from error
+
+
 class LazyGroup(click.Group):
     """A group that imports a subcommand's module when it is named, so that none pays for the others."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the group's own arguments; errors leave as one line."""
+        with _one_line():
+            return super().make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the subcommands in their order."""
@@ -49,11 +76,10 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn edgecnn's errors into one line and an exit code."""
+        """Run the subcommand; errors leave as one line and an exit code."""
         try:
-            return super().invoke(ctx)
-        except EdgecnnError as error:
-            raise _Failure(error) from error
+            with _one_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("edgecnn: interrupted; files already written are whole", err=True)
             ctx.exit(130)

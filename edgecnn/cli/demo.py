@@ -93,7 +93,9 @@ def _edgecnn(*arguments: str, show: int = 0) -> Any:
     say(f"\n$ edgecnn {' '.join(arguments)}")
     done = subprocess.run([sys.executable, "-m", "edgecnn", *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise DemoError(f"`edgecnn {arguments[0]}` ended with {done.returncode}; its message is above")
+        error = DemoError(f"`edgecnn {arguments[0]}` ended with {done.returncode}; its message is above")
+        error.exit_code = done.returncode if done.returncode > 0 else 1
+        raise error
     if show:
         click.echo("\n".join(done.stdout.splitlines()[:show]), err=True)
         return None

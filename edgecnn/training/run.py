@@ -43,8 +43,10 @@ def train(
         UsageError: the network does not fit the images, or the device is not there.
         TrainingError: the loss is no longer a number.
     """
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    devices = ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
+    if device not in devices:
+        known = "torch sees no CUDA device here" if len(devices) == 1 else f"torch has {', '.join(devices)}"
+        raise UsageError(f"--device {device}: {known}; use --device cpu")
     dataset = _normalised(dataset)
     torch.manual_seed(recipe.seed)
     recipe = recipe.resolve(len(dataset.train))

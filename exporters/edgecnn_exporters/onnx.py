@@ -41,7 +41,7 @@ class OnnxExporter:
 
         from edgecnn.training.checkpoint import load_checkpoint
 
-        opset = request.opset or LOWEST_OPSET
+        opset = LOWEST_OPSET if request.opset is None else request.opset
         if opset < LOWEST_OPSET:
             raise ExportError(
                 f"opset {opset} cannot be exported faithfully: torch's exporter starts at {LOWEST_OPSET} and its "

@@ -16,7 +16,7 @@ from edgecnn.errors import ExportError
 from edgecnn.exporter import Exported, ExportRequest
 from edgecnn.images import Pixels
 from edgecnn.metrics import distance
-from edgecnn.spec import Artifact, BackendRef, Preprocess
+from edgecnn.spec import Artifact, BackendRef, Preprocess, Target
 from edgecnn_exporters.fusion import fusion_report
 from edgecnn_exporters.onnx import INPUT
 
@@ -61,7 +61,7 @@ class OnnxInt8Exporter:
             path = request.folder / f".int8-{'float' if first_in_float else 'int8'}-first.onnx"
             quantize(source, path, request.calibration, preprocess, reduced, first_in_float)
             variants[first_in_float] = path
-        measured = _compare(source, variants, request.calibration[:JUDGED])
+        measured = _compare(source, variants, request.calibration[:JUDGED], request.target)
         first_in_float = _float_first_pays(measured)
         path = request.folder / "int8.onnx"
         variants.pop(first_in_float).replace(path)
@@ -192,14 +192,16 @@ def _remove_dead(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
-def _compare(source: Path, variants: dict[bool, Path], pixels: Pixels) -> list[dict[str, Any]]:
+def _compare(source: Path, variants: dict[bool, Path], pixels: Pixels, target: Target) -> list[dict[str, Any]]:
     """Measure error against fp32 and latency of both placements, interleaved, on this machine."""
     from edgecnn.backends.base import open_session
 
     ref = BackendRef(backend="onnxruntime")
     with open_session(ref, Artifact(name="fp32", format="onnx", path=source)) as session:
         truth = session.run({INPUT: pixels})["logits"]
-    artifacts = {first: Artifact(name="int8", format="onnx", path=path) for first, path in variants.items()}
+    artifacts = {
+        first: Artifact(name="int8", format="onnx", path=path, target=target) for first, path in variants.items()
+    }
     sessions = {first: open_session(ref, artifact) for first, artifact in artifacts.items()}
     latencies = measure_latency(
         {str(first): session for first, session in sessions.items()}, {INPUT: pixels[:1]}, seconds=0.5
