@@ -12,7 +12,7 @@ test: .venv/.dev
 
 check: .venv/.dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check edgecnn exporters tests
 	$(BIN)/mypy
 	$(BIN)/python -m edgecnn.cli.reference --check README.md
 

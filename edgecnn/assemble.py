@@ -26,6 +26,7 @@ from edgecnn.spec import Artifact, BackendRef, Frozen, Preprocess, Target, Tenso
 
 GOLDEN_IMAGES = 32
 CALIBRATION_IMAGES = 256
+CLEARLY_FASTER = 0.95  # of the first artifact's latency, to take its place as the default
 _LATENCY_SECONDS = 1.0
 
 
@@ -262,5 +263,6 @@ def _default(report: ParityReport, latency: dict[str, Any]) -> str:
     ]
     if first not in passed and passed:
         return passed[0]
-    faster = [name for name in passed if latency[name]["ratio_to_first"]["high"] < 1]
-    return min(faster, key=lambda name: latency[name]["ratio_to_first"]["median"], default=first)
+    ratios = {name: latency[name]["ratio_to_first"] for name in passed}
+    faster = [name for name in passed if ratios[name]["high"] < 1 and ratios[name]["median"] < CLEARLY_FASTER]
+    return min(faster, key=lambda name: ratios[name]["median"], default=first)

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 from edgecnn.spec import Frozen, Target
@@ -125,15 +126,28 @@ class Load(Frozen, frozen=True):
 def load() -> Load:
     """Read the load average, the cgroup's throttling count, stolen CPU time and available memory."""
     throttled = re.search(r"^nr_throttled (\d+)", _read(Path("/sys/fs/cgroup/cpu.stat")) or "", re.M)
-    ticks = re.search(r"^cpu +(.*)$", _read(Path("/proc/stat")) or "", re.M)
-    fields = ticks.group(1).split() if ticks else []
+    ticks = _ticks()
     available = re.search(r"^MemAvailable: +(\d+) kB", _read(Path("/proc/meminfo")) or "", re.M)
     return Load(
         load_average=os.getloadavg()[0],
         throttled_periods=int(throttled.group(1)) if throttled else 0,
-        stolen_ticks=int(fields[7]) if len(fields) > 7 else 0,
+        stolen_ticks=ticks[7] if len(ticks) > 7 else 0,
         memory_available_mb=int(available.group(1)) // 1024 if available else 0,
     )
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """Watch for a moment how many cores the machine keeps busy; the load average remembers what has ended."""
+    first = _ticks()
+    time.sleep(seconds)
+    spent = [after - before for before, after in zip(first, _ticks(), strict=False)]
+    idle = sum(spent[3:5])  # idle, and waiting for a disk
+    return (os.cpu_count() or 1) * (1 - idle / sum(spent)) if sum(spent) else 0.0
+
+
+def _ticks() -> list[int]:
+    line = re.search(r"^cpu +(.*)$", _read(Path("/proc/stat")) or "", re.M)
+    return [int(field) for field in line.group(1).split()[:8]] if line else []
 
 
 def _read(path: Path) -> str | None:

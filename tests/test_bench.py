@@ -255,7 +255,7 @@ def test_a_quiet_machine_is_trusted() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"before": {"load_average": 2.1}}, "busy before the start (load 2.1 on 4 cores)"),
+        ({"busy": {"busy_cores": 1.1}}, "other work kept 1.1 of 4 cores busy"),
         ({"after": {"throttled_periods": 4}}, "throttled"),
         ({"after": {"stolen_ticks": 1101}}, "took 1.0 s of CPU time away"),
         ({"machine": {"governor": "powersave"}}, "governor is powersave"),
@@ -268,23 +268,24 @@ def test_each_reason_alone_takes_the_trust_away(change: dict[str, dict[str, Any]
     """Other load, throttling, stolen time, a saving governor, unsteady rounds and few calls each are told."""
     machine = msgspec.structs.replace(MACHINE, **change.get("machine", {}))
     before, after = (msgspec.structs.replace(QUIET, **change.get(name, {})) for name in ("before", "after"))
-    found = judge_trust(machine, before, after, [_latency(), _latency(**change.get("latency", {}))])
+    found = judge_trust(
+        machine, before, after, [_latency(), _latency(**change.get("latency", {}))], **change.get("busy", {})
+    )
     assert not found.trusted
     assert len(found.reasons) == 1
     assert reason in found.reasons[0]
 
 
 def test_what_is_just_allowed_is_trusted() -> None:
-    """Load of half the cores after the start, a second of stolen time in all, and old throttling are no reasons."""
-    before = msgspec.structs.replace(QUIET, load_average=2.0)
+    """A quarter of the cores busy, any load average, a second of stolen time and old throttling are no reasons."""
+    before = msgspec.structs.replace(QUIET, load_average=8.0)
     after = msgspec.structs.replace(QUIET, load_average=9.0, stolen_ticks=1100)
-    assert judge_trust(MACHINE, before, after, [_latency(n=1000, spread=0.10)]).trusted
+    assert judge_trust(MACHINE, before, after, [_latency(n=1000, spread=0.10)], busy_cores=1.0).trusted
 
 
 def test_reasons_add_up_and_no_candidates_are_not_trusted() -> None:
     """All reasons are told, not the first alone, and a measurement of nothing is not trusted."""
-    bad = msgspec.structs.replace(QUIET, load_average=8.0, throttled_periods=9)
-    assert len(judge_trust(MACHINE, bad, QUIET, [_latency(n=5, spread=0.5)]).reasons) == 3
+    assert len(judge_trust(MACHINE, QUIET, QUIET, [_latency(n=5, spread=0.5)], busy_cores=4.0).reasons) == 3
     assert not judge_trust(MACHINE, QUIET, QUIET, []).trusted
 
 
@@ -393,7 +394,11 @@ def test_a_bench_reports_its_conditions(report: BenchReport) -> None:
     assert (report.threads, report.seconds) == (1, 0.2)
     assert report.load_after.stolen_ticks >= report.load_before.stolen_ticks
     assert report.trust == judge_trust(
-        report.host, report.load_before, report.load_after, [row.latency for row in report.rows]
+        report.host,
+        report.load_before,
+        report.load_after,
+        [row.latency for row in report.rows],
+        report.busy_cores_before,
     )
 
 

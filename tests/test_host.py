@@ -197,3 +197,13 @@ def test_load_of_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(host, "_read", lambda path: None)
     found = host.load()
     assert (found.throttled_periods, found.stolen_ticks, found.memory_available_mb) == (0, 0, 0)
+
+
+def test_busy_cores_are_what_the_kernel_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 ticks on 4 cores 100 idle and 20 waiting for a disk leave 2.8 cores busy; an unreadable count none."""
+    counts = iter([[10, 0, 0, 100, 5, 0, 0, 0, 0, 0], [200, 0, 60, 200, 25, 10, 10, 10, 0, 0]])
+    monkeypatch.setattr(host, "_read", lambda path: "cpu  " + " ".join(map(str, next(counts))))
+    monkeypatch.setattr(host.os, "cpu_count", lambda: 4)
+    assert host.busy_cores(0.0) == pytest.approx(4 * (1 - 120 / 400))
+    monkeypatch.setattr(host, "_read", lambda path: None)
+    assert host.busy_cores(0.0) == 0.0

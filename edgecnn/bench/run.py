@@ -38,6 +38,7 @@ class BenchReport(Frozen, frozen=True):
     threads: int
     seconds: float
     host: Host
+    busy_cores_before: float
     load_before: Load
     load_after: Load
     trust: Trust
@@ -66,7 +67,7 @@ def bench(
     artifacts = {str(ref): artifact_for(bundle, ref) for ref in refs}
     pixels = bundle.goldens().pixels
     feeds = {bundle.manifest.inputs[0].name: np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))}
-    machine, before = host.fingerprint(), host.load()
+    machine, busy, before = host.fingerprint(), host.busy_cores(), host.load()
     with ExitStack() as stack:
         options = SessionOptions(threads=threads)
         sessions = {str(ref): stack.enter_context(open_session(ref, artifacts[str(ref)], options)) for ref in refs}
@@ -85,13 +86,14 @@ def bench(
         )
         for name in (str(ref) for ref in refs)
     )
-    trust = judge_trust(machine, before, after, latencies.values())
+    trust = judge_trust(machine, before, after, latencies.values(), busy)
     return BenchReport(
         bundle=bundle.manifest.name,
         batch=batch,
         threads=threads,
         seconds=seconds,
         host=machine,
+        busy_cores_before=busy,
         load_before=before,
         load_after=after,
         trust=trust,

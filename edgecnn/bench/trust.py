@@ -9,6 +9,7 @@ from edgecnn.host import Host, Load
 from edgecnn.spec import Frozen
 
 LARGEST_SPREAD = 0.10
+LARGEST_BUSY = 0.25  # of all cores
 SMALLEST_N = 1000
 LARGEST_STOLEN = 100  # ticks of 10 ms that the hypervisor gave to others
 
@@ -20,13 +21,13 @@ class Trust(Frozen, frozen=True):
     reasons: tuple[str, ...]
 
 
-def judge_trust(host: Host, before: Load, after: Load, latencies: Iterable[Latency]) -> Trust:
+def judge_trust(host: Host, before: Load, after: Load, latencies: Iterable[Latency], busy_cores: float = 0.0) -> Trust:
     """Look for other load, throttling, stolen time, a power-saving governor, unsteady rounds and too few calls."""
     rows = list(latencies)
     spread = max((row.round_spread for row in rows), default=0.0)
     fewest = min((row.n for row in rows), default=0)
     checks = (
-        (before.load_average > 0.5 * host.cores, f"the machine was busy before the start (load {before.load_average:.1f} on {host.cores} cores)"),
+        (busy_cores > LARGEST_BUSY * host.cores, f"other work kept {busy_cores:.1f} of {host.cores} cores busy just before the start"),
         (after.throttled_periods > before.throttled_periods, "the cgroup's CPU quota was hit and the process throttled"),
         (after.stolen_ticks - before.stolen_ticks > LARGEST_STOLEN, f"the hypervisor took {(after.stolen_ticks - before.stolen_ticks) / 100:.1f} s of CPU time away"),
         (host.governor in ("powersave", "ondemand", "conservative"), f"the CPU governor is {host.governor}: the clock follows the load"),

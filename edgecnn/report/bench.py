@@ -28,7 +28,8 @@ def bench_text(report: BenchReport) -> str:
             ),
             f"batch {report.batch}, {report.threads} thread(s); {machine.cpu}, {machine.cores} cores, "
             f"{machine.usable_threads} usable; governor {machine.governor or 'unknown'}",
-            f"load {before.load_average:.2f} before, {after.load_average:.2f} after; {packages}",
+            f"{report.busy_cores_before:.2f} cores busy before; load {before.load_average:.2f}, then "
+            f"{after.load_average:.2f}; {packages}",
             f"measurement: {trust}",
         ]
     )
