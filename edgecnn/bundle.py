@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +16,8 @@ import numpy.typing as npt
 from edgecnn.errors import BundleError, DamagedError, EscapeError, UsageError
 from edgecnn.files import folder_atomic
 from edgecnn.images import Pixels
-from edgecnn.manifest import FileRecord, Manifest, is_manifest, parse_manifest
+from edgecnn.manifest import LARGEST, MANIFEST, FileRecord, Manifest, is_inside, is_manifest, parse_manifest
 from edgecnn.spec import Artifact, to_json
-
-MANIFEST = "manifest.json"
-_MANIFEST_LIMIT = 32 << 20
-_UNPACKED_LIMIT = 2 << 30
-# What zipfile, its decompressors, numpy and the file system raise on damaged or malicious content.
-_UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,7 @@ class Bundle:
 
     def __init__(self, root: Path, manifest: Manifest, holder: Any = None) -> None:
         self.root = root
+        self._resolved = root.resolve()
         self.manifest = manifest
         self._holder = holder  # keeps an unpacked zip's temporary folder alive
 
@@ -65,14 +53,17 @@ class Bundle:
         Raises:
             BundleError: it is not a bundle, or one of its records cannot be trusted; the message says which.
         """
-        if path.is_file() and zipfile.is_zipfile(path):
-            return _unpack(path)
+        if path.is_file():
+            from edgecnn import archive  # what unpacks zips is not imported for a folder
+
+            if archive.is_archive(path):
+                return cls(*archive.unpack(path))
         file = path / MANIFEST
         if not file.is_file():
             what = "is not there" if not path.exists() else f"holds no {MANIFEST}" if path.is_dir() else "is no bundle"
             raise BundleError(f"{path}: {what}; give a folder (or its zip) that `edgecnn export` wrote")
-        if file.stat().st_size > _MANIFEST_LIMIT:
-            raise BundleError(f"{file}: over {_MANIFEST_LIMIT >> 20} MB, which no manifest is")
+        if file.stat().st_size > LARGEST:
+            raise BundleError(f"{file}: over {LARGEST >> 20} MB, which no manifest is")
         bundle = cls(path, parse_manifest(file.read_bytes(), str(file)))
         for name in bundle.manifest.files:
             bundle.path_of(name)
@@ -85,7 +76,7 @@ class Bundle:
             EscapeError: it leads out of the bundle, by its name or through a link.
         """
         try:
-            inside = _is_inside(name) and (self.root / name).resolve().is_relative_to(self.root.resolve())
+            inside = is_inside(name) and (self.root / name).resolve().is_relative_to(self._resolved)
         except (OSError, RuntimeError):  # a link in circles
             inside = False
         if not inside:
@@ -168,7 +159,7 @@ class Bundle:
                 logits_float32=stored["logits_float32"],
                 recorded={name[9:]: array for name, array in stored.items() if name.startswith("recorded_")},
             )
-        except _UNREADABLE as error:
+        except _unreadable() as error:
             raise DamagedError(f"{self.root / record.arrays}: not the goldens' arrays ({error})") from None
         shape = (len(record.images), len(self.manifest.labels))
         alike = all(array.shape == shape for array in (truth, goldens.logits_float32, *goldens.recorded.values()))
@@ -235,50 +226,12 @@ def create_bundle(path: Path) -> Iterator[BundleWriter]:
         yield BundleWriter(temporary)
 
 
+def _unreadable() -> tuple[type[Exception], ...]:
+    from edgecnn.archive import UNREADABLE
+
+    return UNREADABLE
+
+
 def _is_bundle(path: Path) -> bool:
     file = path / MANIFEST
     return file.is_file() and is_manifest(file.read_bytes())
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
-
-
-def _unpack(path: Path) -> Bundle:
-    """Unpack what a zip's manifest lists, and only that, never more bytes than it records."""
-    holder = tempfile.TemporaryDirectory(prefix="edgecnn-")
-    root = Path(holder.name)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            prefix = _prefix(archive, path)
-            manifest = parse_manifest(_extract(archive, prefix + MANIFEST, _MANIFEST_LIMIT), f"{path}:{MANIFEST}")
-            if sum(record.size for record in manifest.files.values()) > _UNPACKED_LIMIT:
-                raise BundleError(f"{path}: unpacks to over {_UNPACKED_LIMIT >> 30} GB; unpack it yourself to use it")
-            (root / MANIFEST).write_bytes(to_json(manifest))
-            for name, record in manifest.files.items():
-                if not _is_inside(name):
-                    raise EscapeError(f"{path}: the manifest names {name!r}, which leaves the bundle; do not use it")
-                target = root / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(_extract(archive, prefix + name, record.size))
-    except _UNREADABLE as error:
-        raise DamagedError(f"{path}: a zip that lacks or cannot give up a file of the bundle ({error})") from None
-    return Bundle(root, manifest, holder)
-
-
-def _prefix(archive: zipfile.ZipFile, path: Path) -> str:
-    found = [name for name in archive.namelist() if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
-    if len(found) != 1:
-        raise BundleError(
-            f"{path}: holds {len(found)} manifests; a bundle's zip has one, at the top or one folder down"
-        )
-    return found[0][: -len(MANIFEST)]
-
-
-def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    with archive.open(name) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise DamagedError(f"{archive.filename}: {name} is larger than recorded; do not use it")
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import msgspec
@@ -9,7 +10,9 @@ import msgspec
 from edgecnn.errors import SchemaError
 from edgecnn.spec import Format, Frozen, Preprocess, Target, TensorSpec, Tolerance
 
+MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+LARGEST = 32 << 20  # bytes: no manifest is larger
 
 
 class FileRecord(Frozen, frozen=True):
@@ -70,6 +73,12 @@ class Manifest(Frozen, frozen=True):
     provenance: Provenance
     evidence: dict[str, Any]
     files: dict[str, FileRecord]
+
+
+def is_inside(name: str) -> bool:
+    """Say whether a file's name in a manifest stays inside the bundle, as far as a name can tell."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 class _Version(msgspec.Struct):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn import images
-from edgecnn.backends.base import SessionOptions, open_session
+from edgecnn import images, registry
+from edgecnn.backends.base import Backend, SessionOptions, open_session
 from edgecnn.bundle import Bundle
 from edgecnn.errors import ContractError, ImageError, UsageError
 from edgecnn.images import Pixels
@@ -41,7 +41,8 @@ class Predictor:
         self.bundle = bundle
         self.ref = ref or BackendRef(backend=DEFAULT_BACKEND)
         self.labels = bundle.manifest.labels
-        self.session = open_session(self.ref, artifact_for(bundle, self.ref), options)
+        backend = registry.get(registry.BACKENDS, self.ref.backend)
+        self.session = open_session(self.ref, artifact_for(bundle, self.ref, backend), options, backend)
         wanted = (bundle.manifest.inputs, tuple(spec.name for spec in bundle.manifest.outputs))
         if (self.session.inputs, tuple(spec.name for spec in self.session.outputs)) != wanted:
             raise ContractError(f"{self.ref}: the artifact's inputs and outputs are not those that the manifest states")
@@ -97,17 +98,15 @@ class Predictor:
         self.session.__exit__(None, None, None)
 
 
-def artifact_for(bundle: Bundle, ref: BackendRef) -> Artifact:
+def artifact_for(bundle: Bundle, ref: BackendRef, backend: Backend | None = None) -> Artifact:
     """Choose the artifact a backend is to run: the one named, else the default one if it reads it, else the first.
 
     Raises:
         UsageError: no artifact of the bundle has a format that the backend reads.
     """
-    from edgecnn import registry
-
     if ref.artifact:
         return bundle.artifact(ref.artifact)
-    formats = registry.get(registry.BACKENDS, ref.backend).formats
+    formats = (backend or registry.get(registry.BACKENDS, ref.backend)).formats
     names = [bundle.manifest.default_artifact, *bundle.manifest.artifacts]
     for artifact in map(bundle.artifact, names):
         if artifact.format in formats:

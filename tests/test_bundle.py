@@ -210,7 +210,7 @@ def test_a_manifest_of_endless_brackets_is_refused() -> None:
 
 def test_an_oversized_manifest_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest over the limit is refused before it is parsed."""
-    monkeypatch.setattr(bundle_module, "_MANIFEST_LIMIT", 1 << 20)
+    monkeypatch.setattr(bundle_module, "LARGEST", 1 << 20)
     (small / MANIFEST).write_bytes((small / MANIFEST).read_bytes() + b" " * (1 << 20))
     with pytest.raises(BundleError, match="over 1 MB, which no manifest is"):
         Bundle.open(small)
@@ -615,7 +615,7 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path, size: int) ->
 
 def test_a_negative_size_does_not_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A negative size in the manifest does not pay for a file beyond the limit."""
-    monkeypatch.setattr(bundle_module, "_UNPACKED_LIMIT", 1 << 20)
+    monkeypatch.setattr("edgecnn.archive._UNPACKED_LIMIT", 1 << 20)
     written: list[int] = []
     write_bytes = Path.write_bytes
 

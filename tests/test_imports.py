@@ -25,7 +25,7 @@ TORCH_CODE = ("edgecnn.nets", "edgecnn.training")
 # and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.files", "edgecnn.host"),
-    ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.bundle", "edgecnn.exporter"),
+    ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.archive", "edgecnn.bundle", "edgecnn.exporter"),
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     ("edgecnn.predict", "edgecnn.parity", "edgecnn.bench", "edgecnn.device", "edgecnn.report", "edgecnn.training"),
     ("edgecnn.serving", "edgecnn.assemble", "edgecnn.inspection", "edgecnn.testing", "edgecnn_exporters"),

@@ -123,17 +123,25 @@ def _check(tensors: Mapping[str, Array], expected: Expected, side: str) -> None:
         _explain_names(tensors, expected, side)
     for name, dtype, known, spec in expected:
         array = tensors.get(name)
+        if type(array) is np.ndarray and array.dtype is dtype and array.shape in known:
+            continue
         if array is None:
             _explain_names(tensors, expected, side)
-        elif not isinstance(array, np.ndarray):
-            found = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "no array"
-            raise ContractError(f"{side} {name!r} is a {type(array).__name__} ({found}); a numpy array is needed")
-        elif array.dtype != dtype or array.shape not in known:
-            if array.dtype != dtype or not array.size or not spec.accepts(array.shape):
-                raise ContractError(
-                    f"{side} {name!r} is {array.dtype} {array.shape}; the model's is {spec.dtype} {_written(spec.shape)}"
-                )
-            known.add(array.shape)
+        else:
+            _check_one(array, name, dtype, known, spec, side)
+
+
+def _check_one(
+    array: Array, name: str, dtype: np.dtype[Any], known: set[tuple[int, ...]], spec: TensorSpec, side: str
+) -> None:
+    if not isinstance(array, np.ndarray):
+        found = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "no array"
+        raise ContractError(f"{side} {name!r} is a {type(array).__name__} ({found}); a numpy array is needed")
+    if array.dtype != dtype or not array.size or not spec.accepts(array.shape):
+        raise ContractError(
+            f"{side} {name!r} is {array.dtype} {array.shape}; the model's is {spec.dtype} {_written(spec.shape)}"
+        )
+    known.add(array.shape)
 
 
 def _explain_names(tensors: Mapping[str, Array], expected: Expected, side: str) -> None:

@@ -24,7 +24,7 @@ def command(path: Path, as_json: bool) -> None:
       edgecnn inspect bundles/photos
       edgecnn inspect somebody_elses.onnx
     """
-    from edgecnn.bundle import MANIFEST
+    from edgecnn.manifest import MANIFEST
     from edgecnn.report.text import table
     from edgecnn.runs import CHECKPOINT, CONFIG
 
