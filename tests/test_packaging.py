@@ -38,12 +38,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def box(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an environment with the base install and onnxruntime, as an edge box has it."""
+    """Make an environment as an edge box has it: the base install and an older onnxruntime than the exporter's."""
     folder = tmp_path_factory.mktemp("box") / "venv"
     run(sys.executable, "-m", "venv", folder)
-    constraint = ROOT / "deploy" / "constraints.txt"
+    constraint = ROOT / "deploy" / "box.txt"
     pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, "--constraint", constraint, f"{wheel}[cpu]")
+    run(*pip, "--no-compile", "--constraint", constraint, f"{wheel}[cpu]")
     return folder / "bin"
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         before = size_of(Path(folder))
         python = Path(folder) / "bin" / "python"
         pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        constraint = ROOT / "deploy" / "constraints.txt"
+        constraint = ROOT / "deploy" / "box.txt"
         # Without --no-compile pip writes byte code for every module, 37 MB of it for what never runs.
         subprocess.run([*pip, "--no-compile", "--constraint", constraint, f"{ROOT}[cpu]"], check=True)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
@@ -45,7 +45,9 @@ def main() -> None:
         if peak is None:
             raise SystemExit("no VmHWM in /proc/self/status")
         added = size_of(Path(folder)) - before
-        print(f"disk: {added / 1e6:.0f} MB added by pip install --no-compile '.[cpu]' and one run (150 wanted)")
+        print(
+            f"disk: {added / 1e6:.0f} MB added by pip install --no-compile -c deploy/box.txt '.[cpu]' and one run (150 wanted)"
+        )
         print(f"memory: {int(peak.group(1)) * 1024 / 1e6:.0f} MB peak of `edgecnn predict BUNDLE one.png` (80 wanted)")
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     run, bundle = str(ROOT / "demo/runs/mnist"), str(ROOT / "demo/bundles/mnist")
     commands = (
         ("train", os.path.relpath(data), "-o", run),
-        ("export", run, "-o", bundle, "--target", "host"),
+        ("export", run, "-o", bundle),
         ("parity", bundle),
         ("bench", bundle),
     )
