@@ -14,13 +14,13 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check edgecnn exporters tests
 	$(BIN)/mypy
-	$(BIN)/python -m edgecnn.cli.reference --check README.md
+	$(BIN)/python -m edgecnn.cli.readme --check README.md
 
 bench: .venv/.dev
 	set -e; for file in tests/benchmarks/bench_*.py; do echo; echo "== $$file"; $(BIN)/python $$file; done
 
 docs: .venv/.dev
-	$(BIN)/python -m edgecnn.cli.reference README.md
+	$(BIN)/python -m edgecnn.cli.readme README.md
 
 .venv/.demo: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv .venv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _LATENCY_SECONDS = 1.0
 
 
 class ExportOptions(Frozen, frozen=True):
-    """What to export: `artifacts` by exporter, `target` of quantized ones, `force` to write what parity refuses."""
+    """What to export: by which exporters, for which target, and whether to `force` what parity refuses."""
 
     exporters: tuple[str, ...] = ("onnx", "onnx-int8")
     target: Target = "any"
@@ -238,8 +239,11 @@ def _latency(bundle: Bundle, refs: Sequence[BackendRef], goldens: GoldensRecord)
     """Measure the candidates at batch 1 and one thread, interleaved, against the first."""
     feeds = {bundle.manifest.inputs[0].name: bundle.goldens().pixels[:1]}
     options = SessionOptions(threads=1)
-    sessions = {str(ref): open_session(ref, bundle.artifact(ref.artifact), options) for ref in refs}
-    latencies = measure_latency(sessions, feeds, _LATENCY_SECONDS)
+    with ExitStack() as stack:
+        sessions = {
+            str(ref): stack.enter_context(open_session(ref, bundle.artifact(ref.artifact), options)) for ref in refs
+        }
+        latencies = measure_latency(sessions, feeds, _LATENCY_SECONDS)
     first = latencies[str(refs[0])]
     return {
         ref.artifact or str(ref): {

@@ -7,10 +7,6 @@ class EdgecnnError(Exception):
     exit_code = 2
 
 
-class EdgecnnWarning(UserWarning):
-    """Something the user should see that does not stop the work."""
-
-
 class UsageError(EdgecnnError):
     """An argument that cannot be acted on."""
 

@@ -32,7 +32,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     previous = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _sweep(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -52,6 +52,30 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         if previous.is_symlink():
             previous.unlink()
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Clear up after processes that were killed while writing `path`: restore what they had moved aside."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("tmp", "old") or not pid.isdigit() or (int(pid) != os.getpid() and _is_running(int(pid))):
+            continue
+        if kind == "old" and not os.path.lexists(path):
+            left.rename(path)
+        elif left.is_symlink() or left.is_file():
+            left.unlink()
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -50,6 +50,12 @@ _TRANSPOSE = {
 }
 
 
+def is_image_name(path: Path) -> bool:
+    """Say whether a path below a folder is named like an image, and is not a copy that a tool left behind."""
+    hidden = path.name.startswith(".") or any(part.startswith((".", "__")) for part in path.parts[:-1])
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
 def load(path: Path, preprocess: Preprocess) -> Pixels:
     """Read, decode and resize one file to uint8 (height, width, channels).
 

@@ -119,10 +119,20 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except _UNREADABLE as error:
         raise SchemaError(f"{where}: {error}") from None
-    problem = _contradiction(manifest)
+    problem = _left_out(data) or _contradiction(manifest)
     if problem:
         raise SchemaError(f"{where}: {problem}")
     return manifest
+
+
+def _left_out(data: bytes) -> str | None:
+    """Name what a default would fill in: a box must not preprocess or judge by a guess."""
+    raw = msgspec.json.decode(data)
+    for name, kind in (("preprocess", Preprocess), ("tolerance", Tolerance)):
+        missing = sorted(set(kind.__struct_fields__) - set(raw[name]))
+        if missing:
+            return f"Object missing required field `{missing[0]}` - at `$.{name}`"
+    return None
 
 
 def _contradiction(manifest: Manifest) -> str | None:

@@ -53,10 +53,10 @@ class Predictor:
         result: npt.NDArray[np.float32] = self.session.run({self._input: pixels})["probabilities"]
         return result
 
-    def predict(self, paths: Iterable[Path | ImageError], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
+    def predict(self, paths: Iterable[Path | EmptyFolderError], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
         """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set.
 
-        An ImageError among the paths, as `find_images` gives for an empty folder, is passed on as such an answer.
+        An EmptyFolderError among the paths, as `find_images` gives it, is such an answer too.
         """
         if batch < 1 or top < 1:
             raise UsageError("the batch size and the number of labels to show must be at least 1")
@@ -64,18 +64,19 @@ class Predictor:
         while chunk := list(islice(remaining, batch)):
             yield from self._chunk(chunk, top)
 
-    def _chunk(self, paths: Sequence[Path | ImageError], top: int) -> Iterator[Prediction]:
+    def _chunk(self, paths: Sequence[Path | EmptyFolderError], top: int) -> Iterator[Prediction]:
         read = [self._read(path) for path in paths]
         good = [item for item in read if not isinstance(item, ImageError)]
         answers = iter(self._finite(self.probabilities(np.stack(good))) if good else ())
         for path, item in zip(paths, read, strict=True):
             if isinstance(item, ImageError):
-                yield Prediction(path=printable(path), error=printable(item))
+                place = path.path if isinstance(path, EmptyFolderError) else path
+                yield Prediction(path=printable(place), error=printable(item))
             else:
                 yield Prediction(path=printable(path), top=self._top(next(answers), top))
 
-    def _read(self, path: Path | ImageError) -> Pixels | ImageError:
-        if isinstance(path, ImageError):
+    def _read(self, path: Path | EmptyFolderError) -> Pixels | ImageError:
+        if isinstance(path, EmptyFolderError):
             return path
         try:
             return images.load(path, self.bundle.manifest.preprocess)
@@ -114,10 +115,10 @@ def artifact_for(bundle: Bundle, ref: BackendRef, backend: Backend | None = None
     raise UsageError(f"{bundle.root}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")
 
 
-def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path | ImageError]:
+def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path | EmptyFolderError]:
     """Expand files, folders (every image below, sorted) and `-` (one path a line) into paths, in order.
 
-    A folder without an image is given as an ImageError in its place, so that it costs no other image its answer.
+    A folder without an image is given as an EmptyFolderError in its place, so that it costs no other image its answer.
     """
     for argument in arguments:
         path = Path(argument)
@@ -125,17 +126,25 @@ def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path
             yield from (Path(line.rstrip("\n")) for line in lines if line.strip())
         elif _is_folder(path):
             found = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in images.SUFFIXES and file.is_file()
+                file for file in path.rglob("*") if images.is_image_name(file.relative_to(path)) and file.is_file()
             )
-            looked_for = ", ".join(sorted(images.SUFFIXES))
             yield from found
             if not found:
-                yield ImageError(f"{path}: no image in this folder (looked for {looked_for})")
+                yield EmptyFolderError(path)
         else:
             yield path
 
 
-def printable(path: Path | ImageError) -> str:
+class EmptyFolderError(ImageError):
+    """A folder in which no file is named like an image."""
+
+    def __init__(self, path: Path) -> None:
+        looked_for = ", ".join(sorted(images.SUFFIXES))
+        super().__init__(f"{path}: no image in this folder (looked for {looked_for})")
+        self.path = path
+
+
+def printable(path: object) -> str:
     """Write a name that may hold bytes that are no UTF-8, as file systems allow, with those bytes escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 

@@ -93,6 +93,13 @@ class Tolerance(Frozen, frozen=True):
     max_drop: float = 0.01
     confidence: float = 0.95
 
+    def __post_init__(self) -> None:
+        """Refuse tolerances by which nothing could be judged."""
+        if not (0 <= self.max_drop < 1 and 0.5 < self.confidence < 1):
+            raise ValueError("max_drop lies from 0 to below 1, confidence between 0.5 and 1")
+        if not (0 < self.noise_multiple < 1e4 and 0 < self.recorded_share < 10 and 0 < self.recorded_share_here < 10):
+            raise ValueError("a tolerance is not positive, or so large that nothing would be refused")
+
 
 @dataclass(frozen=True)
 class Artifact:

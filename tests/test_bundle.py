@@ -71,13 +71,27 @@ def describe(files: dict[str, bytes]) -> dict[str, Any]:
         "created": "2026-01-01T00:00:00+00:00",
         "name": "small",
         "labels": ["ant", "bee", "cat"],
-        "preprocess": {"height": 4, "width": 5, "channels": 1},
+        "preprocess": {
+            "height": 4,
+            "width": 5,
+            "channels": 1,
+            "fit": "stretch",
+            "background": 255,
+            "scale": 1.0,
+            "zero_point": 0,
+        },
         "inputs": [{"name": "image", "shape": [None, 4, 5, 1], "dtype": "uint8"}],
         "outputs": [{"name": "logits", **logits}, {"name": "probabilities", **logits}],
         "artifacts": {"net": {"format": "onnx", "precision": "fp32", "target": "any", "path": "net.onnx"}},
         "default_artifact": "net",
         "goldens": {"images": ["goldens/000.png", "goldens/001.png"], "labels": [0, 2], "arrays": "goldens/arrays.npz"},
-        "tolerance": {},
+        "tolerance": {
+            "noise_multiple": 10.0,
+            "recorded_share": 0.5,
+            "recorded_share_here": 0.05,
+            "max_drop": 0.01,
+            "confidence": 0.95,
+        },
         "provenance": {"data": "digits", "test_sha256": "0", "split": "", "seed": 0, "host": {}, "training": {}},
         "evidence": {},
         "files": {name: record(data) for name, data in files.items()},
@@ -1004,3 +1018,30 @@ def test_an_artifact_without_a_hash_is_read_as_it_is(tmp_path: Path) -> None:
     assert artifact.read_bytes() == NET
     with pytest.raises(DamagedError):
         dataclasses.replace(artifact, sha256="0" * 64).read_bytes()
+
+
+def test_what_a_killed_export_left_is_cleared_up(tmp_path: Path) -> None:
+    """The next write restores a bundle that a killed process had moved aside and removes what it had half written."""
+    gone = 2**22 + 12345  # above any process number that Linux gives out
+    old, half = tmp_path / f".out.{gone}.old", tmp_path / f".out.{gone}.tmp"
+    write(old)
+    half.mkdir()
+    (half / "fp32.onnx").write_bytes(b"half")
+    other = tmp_path / ".outer.1.tmp"
+    other.mkdir()
+    with pytest.raises(RuntimeError, match="stop"), create_bundle(tmp_path / "out"):
+        raise RuntimeError("stop")
+    assert Bundle.open(tmp_path / "out").manifest.name == "small"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".outer.1.tmp", "out"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("confidence", 0.3), ("confidence", 1.0), ("max_drop", 1.0), ("noise_multiple", 1e308), ("recorded_share", 0.0)],
+)
+def test_a_tolerance_that_judges_nothing_is_refused(field: str, value: float) -> None:
+    """A manifest cannot bring a tolerance by which everything, or nothing, would pass."""
+    manifest = describe(contents())
+    manifest["tolerance"][field] = value
+    with pytest.raises(SchemaError, match="tolerance"):
+        parse_manifest(json.dumps(manifest).encode(), "there")

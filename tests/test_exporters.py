@@ -215,9 +215,9 @@ LEAKS = (
     b"/edgecnn/",
     b"site-packages",
     b".py",
-    b"/work/",
+    str(Path(__file__).resolve().parents[1]).encode(),
+    str(Path.home()).encode(),
     b"/home/",
-    b"/root/",
     b"/tmp/",
     b"torch.nn",
     b"forward",
@@ -387,6 +387,7 @@ def int8(
             )
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(onnx_int8, "measure_latency", stopwatch(90.0 if first_in_float else 200.0))
+                patch.setattr(onnx_int8, "target_of_host", lambda: target)
                 made[key] = OnnxInt8Exporter().export(request)
         return made[key]
 
@@ -542,6 +543,8 @@ def test_the_first_convolution_stays_float_where_that_pays(
     assert onnx_int8._float_first_pays(rows) is chosen
     worse = [rows[0], {**rows[1], "sqnr_db": rows[0]["sqnr_db"] - 1}]
     assert onnx_int8._float_first_pays(worse) is False
+    assert onnx_int8._float_first_pays(rows, timed=False) is True
+    assert onnx_int8._float_first_pays(worse, timed=False) is False
 
 
 @pytest.mark.parametrize("first_in_float", [False, True])
@@ -634,3 +637,51 @@ def test_fp32_at_opset_21_can_be_quantized_too(
     one = OnnxInt8Exporter().export(request)
     assert {entry.version for entry in onnx.load(str(one.path)).opset_import if not entry.domain} == {21}
     assert one.details["fusion"]["fused_convolutions"] == CONVOLUTIONS
+
+
+def test_another_targets_placement_is_decided_by_error_alone(
+    exports: dict[int, Exported],
+    checkpoint: Path,
+    calibration: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What this machine's clock says does not decide for a target that it is not, and the details say so."""
+    monkeypatch.setattr(onnx_int8, "measure_latency", stopwatch(200.0))
+    monkeypatch.setattr(onnx_int8, "target_of_host", lambda: "x86-64")
+    written = {"fp32": exports[18].path}
+    found = {}
+    for target in ("arm64", "any"):
+        folder = tmp_path / target
+        folder.mkdir()
+        request = ExportRequest(
+            checkpoint=checkpoint, folder=folder, calibration=calibration, target=target, written=written
+        )
+        found[target] = OnnxInt8Exporter().export(request).details
+    assert found["arm64"]["first_convolution_in_float"] is True
+    assert found["arm64"]["placed_by"].startswith("error alone")
+    assert found["any"]["first_convolution_in_float"] is False
+    assert found["any"]["placed_by"] == "error and latency"
+
+
+def test_a_net_of_one_convolution_has_it_in_int8(tmp_path: Path, calibration: npt.NDArray[np.uint8]) -> None:
+    """Of a single convolution none is left in float, for nothing would be left in int8."""
+    import torch
+
+    from edgecnn.nets import build_net
+    from edgecnn.spec import ModelConfig
+    from edgecnn.training.checkpoint import Header, save_checkpoint
+
+    torch.manual_seed(0)
+    preprocess = Preprocess(height=8, width=8, channels=1, scale=0.01, zero_point=78)
+    model = ModelConfig(widths=(8,), depth=1)
+    net = build_net(model, preprocess, 3).eval()
+    file = tmp_path / "one.safetensors"
+    save_checkpoint(file, net, Header(model=model, preprocess=preprocess, labels=("a", "b", "c")))
+    request = ExportRequest(checkpoint=file, folder=tmp_path, calibration=calibration)
+    written = {"fp32": OnnxExporter().export(request).path}
+    request = ExportRequest(checkpoint=file, folder=tmp_path, calibration=calibration, written=written)
+    details = OnnxInt8Exporter().export(request).details
+    assert details["first_convolution_in_float"] is False
+    assert details["fusion"]["fused_convolutions"] == 1
+    assert details["opset"] == 18

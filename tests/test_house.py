@@ -12,7 +12,7 @@ import pytest
 
 from edgecnn.bundle import Bundle
 from edgecnn.cli import COMMANDS
-from edgecnn.cli.reference import renew
+from edgecnn.cli.readme import renew
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))

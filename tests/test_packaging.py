@@ -78,6 +78,9 @@ def test_box_predicts(box: Path, moved_bundle: Path) -> None:
     assert 0 < answer["top"][0]["probability"] <= 1
     folder = run(box / "edgecnn", "predict", moved_bundle, moved_bundle / "goldens").stdout.splitlines()
     assert len(folder) == 32
+    command = [str(box / "edgecnn"), "predict", str(moved_bundle), "-"]
+    listed = subprocess.run(command, input=f"{golden}\n", capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert listed.stdout.splitlines() == folder[:1]
 
 
 def test_box_checks_the_goldens(box: Path, moved_bundle: Path) -> None:

@@ -20,14 +20,10 @@ Tensors = dict[str, Array]
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to run: `threads` None means all that this process may use; `dtype` is for backends that can choose.
-
-    `spin` lets idle worker threads burn CPU between calls; only worth it where nothing else runs.
-    """
+    """How to run: `threads` None means all that this process may use; `dtype` is for backends that can choose."""
 
     threads: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    spin: bool = False
 
 
 class Session(Protocol):

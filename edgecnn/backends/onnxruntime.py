@@ -17,6 +17,7 @@ FULL_RANGE_TARGETS = ("x86-64-vnni", "arm64")
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
     "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+    "tensor(int16)": "int16", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ class OnnxRuntimeBackend:
         data = artifact.read_bytes()
         try:
             native = _session_options(ort, artifact, device, options)
-            session = ort.InferenceSession(data, native, providers=_providers(device))
+            session = ort.InferenceSession(data, native, providers=_providers(device), enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen types of its own, all meaning: it did not load
             kind = DeviceError if device != "cpu" else BackendError
             raise kind(f"{artifact.path}: ONNX Runtime could not load it on {device} ({_first_line(error)})") from error
@@ -99,7 +100,7 @@ def _session_options(ort: Any, artifact: Artifact, device: str, options: Session
     native.intra_op_num_threads = options.threads or usable_threads()
     native.inter_op_num_threads = 1
     native.log_severity_level = 3
-    native.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    native.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if artifact.target in FULL_RANGE_TARGETS and target_of_host() == "x86-64":
         # Without VNNI the 16 bit sums of full-range int8 weights saturate; this computes them right, only slower.
         native.add_session_config_entry("session.x64quantprecision", "1")
@@ -121,7 +122,9 @@ def _providers(device: str) -> list[Any]:
 
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return TensorSpec(name=value.name, shape=shape, dtype=_DTYPES.get(value.type, value.type))
+    if value.type not in _DTYPES:
+        raise BackendError(f"{value.name!r} is a {value.type}, which has no numpy type and cannot be fed from here")
+    return TensorSpec(name=value.name, shape=shape, dtype=_DTYPES[value.type])
 
 
 def _first_line(error: Exception) -> str:

@@ -48,6 +48,8 @@ class TorchSession:
         from edgecnn.nets import Deployed
 
         self._torch = torch
+        if device != "cpu":  # TF32 has a tenth of float32's precision, which no parity check would let pass
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.device = device
         self._threads = options.threads or usable_threads()
         self._dtype = torch.float64 if options.dtype == "float64" else torch.float32

@@ -30,7 +30,7 @@ from edgecnn.spec import TARGETS
     show_default=True,
     help="Artifacts to write, in order.",
 )
-@max_drop_option
+@max_drop_option("1.0", "1.0")
 @click.option("--force", is_flag=True, help="Write the bundle although parity fails, and say so in its manifest.")
 @json_option
 def command(

@@ -36,7 +36,10 @@ def command(path: Path, as_json: bool) -> None:
         from edgecnn.inspection import inspect_run as look
     else:
         raise UsageError(f"{path}: neither a run folder, nor a bundle, nor an .onnx file")
-    found: dict[str, Any] = look(path)
+    try:
+        found: dict[str, Any] = look(path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path}: what was measured of it cannot be read ({type(error).__name__}: {error})") from error
     if as_json:
         print_json(found)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,8 +15,18 @@ from edgecnn.spec import BackendRef, to_json
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
 
-class BackendParam(click.ParamType[BackendRef]):
+    class BackendBase(click.ParamType[BackendRef]):
+        """A parameter that is a BackendRef."""
+
+    class FractionBase(click.ParamType[float]):
+        """A parameter that is a number."""
+else:
+    BackendBase = FractionBase = click.ParamType  # generic only in the newest click
+
+
+class BackendParam(BackendBase):
     """`BACKEND[:ARTIFACT][@DEVICE]`, for every command."""
 
     name = "backend[:artifact][@device]"
@@ -35,7 +45,7 @@ class BackendParam(click.ParamType[BackendRef]):
         return [CompletionItem(name) for name in registry.names(registry.BACKENDS) if name.startswith(incomplete)]
 
 
-class FractionParam(click.ParamType[float]):
+class FractionParam(FractionBase):
     """Percentage points on the command line, a fraction inside."""
 
     name = "points"
@@ -54,13 +64,12 @@ class FractionParam(click.ParamType[float]):
 existing = click.Path(exists=True, path_type=Path)
 backend_type = BackendParam()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout instead of text.")
-max_drop_option = click.option(
-    "--max-drop",
-    type=FractionParam(),
-    default="1.0",
-    show_default=True,
-    help="Accuracy, in percentage points, that reduced precision may lose.",
-)
+
+
+def max_drop_option(default: str | None, said: str) -> Callable[[Decorated], Decorated]:
+    """Make `--max-drop`; `said` is what the help says of the default."""
+    text = f"Accuracy, in percentage points, that reduced precision may lose.  [default: {said}]"
+    return click.option("--max-drop", type=FractionParam(), default=default, help=text)
 
 
 def candidates_option(text: str) -> Callable[[Decorated], Decorated]:

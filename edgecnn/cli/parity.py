@@ -20,14 +20,14 @@ from edgecnn.spec import BackendRef
 )
 @candidates_option("What is compared; may be repeated.  [default: onnxruntime with every ONNX artifact]")
 @click.option("--data", help="Labelled images for the second question.  [default: where the bundle's came from]")
-@max_drop_option
+@max_drop_option(None, "the bundle's own")
 @json_option
 def command(
     bundle: Path,
     reference: BackendRef | None,
     candidates: tuple[BackendRef, ...],
     data: str | None,
-    max_drop: float,
+    max_drop: float | None,
     as_json: bool,
 ) -> None:
     """Check that backends agree on BUNDLE: the same computation, and the same decisions.
@@ -60,7 +60,9 @@ def command(
         raise click.UsageError(
             "--data needs a reference to compare decisions with: -r onnxruntime:fp32, or install torch"
         )
-    tolerance = msgspec.structs.replace(opened.manifest.tolerance, max_drop=max_drop)
+    tolerance = opened.manifest.tolerance
+    if max_drop is not None:
+        tolerance = msgspec.structs.replace(tolerance, max_drop=max_drop)
     report = compare(opened, reference, candidates or default_candidates, images, tolerance)
     if as_json:
         print_json(report)

@@ -55,7 +55,7 @@ from edgecnn.cli.options import json_option, print_json, say
     type=click.Choice(["adam", "sgd"]),
     default="adam",
     show_default=True,
-    help="With a one-cycle schedule.",
+    help="AdamW, or SGD with momentum; both with a one-cycle schedule.",
 )
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: by optimizer]")
 @click.option(

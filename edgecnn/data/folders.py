@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgecnn.data.dataset import Item, Listing, SplitName
 from edgecnn.errors import DataError
-from edgecnn.images import SUFFIXES
+from edgecnn.images import is_image_name
 
 _SPLITS: dict[str, SplitName] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
@@ -37,18 +37,12 @@ def list_folders(root: Path) -> Listing:
     for split, top in tops:
         for folder in _folders(top):
             files = [
-                file for file in sorted(folder.rglob("*")) if _is_image(file.relative_to(folder)) and file.is_file()
+                file for file in sorted(folder.rglob("*")) if is_image_name(file.relative_to(folder)) and file.is_file()
             ]
             if not files and split in (None, "train"):
                 raise DataError(f"{folder}: class {folder.name!r} has no image; add some or remove the folder")
             items += [Item(file.relative_to(root).as_posix(), index[folder.name], file, split) for file in files]
     return Listing(labels=tuple(labels), items=items)
-
-
-def _is_image(path: Path) -> bool:
-    """Say whether a path below a class folder is an image, and not one of the copies that tools leave behind."""
-    hidden = path.name.startswith(".") or any(part.startswith((".", "__")) for part in path.parts[:-1])
-    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def _folders(root: Path) -> list[Path]:

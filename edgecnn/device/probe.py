@@ -22,7 +22,7 @@ class BackendState(Frozen, frozen=True):
 
 
 class Diagnosis(Frozen, frozen=True):
-    """All that `doctor` found; `advice` is what to do about it, the most important first."""
+    """All that `doctor` found; `advice` is what to do about it."""
 
     host: Host
     load: Load

@@ -131,9 +131,7 @@ def _step(
     loss = functional.cross_entropy(model.logits(pixels), labels, label_smoothing=recipe.label_smoothing)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss became {value}: use a smaller --lr (it is {recipe.lr}); the best weights are kept"
-        )
+        raise TrainingError(f"the loss became {value}: use a smaller --lr (it is {recipe.lr})")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
     optimizer.step()
@@ -147,5 +145,5 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         # SGD's decay acts through the gradient and so is scaled by the learning rate twice over.
         groups[0]["weight_decay"] = recipe.weight_decay / 40
-        return torch.optim.SGD(groups, lr=recipe.lr or 0.1, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr or 0.001)
+        return torch.optim.SGD(groups, lr=recipe.lr or 0.0, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr or 0.0)

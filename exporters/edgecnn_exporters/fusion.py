@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-QUANTIZED = ("QLinearConv", "QGemm", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearAdd", "QLinearMatMul")
-
 
 def fusion_report(path: Path) -> dict[str, Any]:
     """Count the operators left after optimisation for this machine's CPU.

@@ -1,4 +1,4 @@
-"""The README's generated parts, file map and help texts: `python -m edgecnn.cli.reference [--check] README.md`."""
+"""The README's generated parts, file map and help texts: `python -m edgecnn.cli.readme [--check] README.md`."""
 
 from __future__ import annotations
 
