@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Bundle:
 
     def __init__(self, root: Path, manifest: Manifest, holder: Any = None) -> None:
         self.root = root
-        self._resolved = root.resolve()
+        self._resolved = os.path.join(os.path.realpath(root), "")  # noqa: PTH118 -- with the separator at its end
         self.manifest = manifest
         self._holder = holder  # keeps an unpacked zip's temporary folder alive
 
@@ -76,7 +77,7 @@ class Bundle:
             EscapeError: it leads out of the bundle, by its name or through a link.
         """
         try:
-            inside = is_inside(name) and (self.root / name).resolve().is_relative_to(self._resolved)
+            inside = is_inside(name) and os.path.realpath(self.root / name).startswith(self._resolved)
         except (OSError, RuntimeError):  # a link in circles
             inside = False
         if not inside:

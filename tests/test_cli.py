@@ -616,3 +616,25 @@ def test_ctrl_c_ends_training_in_good_order(tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"model.safetensors", "config.json"}
     refused = invoke("export", run, "-o", tmp_path / "bundle")
     assert "metrics.json is missing" in one_line(refused)
+
+
+def test_a_process_that_read_a_zip_leaves_nothing_behind(bundle_folder: Path, golden: Path, tmp_path: Path) -> None:
+    """The command, which does not wait for the interpreter to be taken down, removes what it unpacked all the same."""
+    packed, temporary = tmp_path / "bundle.zip", tmp_path / "tmp"
+    temporary.mkdir()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(bundle_folder.rglob("*")):
+            archive.write(path, path.relative_to(bundle_folder))
+    command = [sys.executable, "-m", "edgecnn", "predict", str(packed), str(golden)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith(str(golden))
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_traceback(bundle_folder: Path) -> None:
+    """Where the reader of the answers goes away, as `head` does, the command ends without a traceback."""
+    command = f"{sys.executable} -m edgecnn predict {bundle_folder} {bundle_folder / 'goldens'} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr

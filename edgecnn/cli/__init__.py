@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -95,6 +97,20 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="edgecnn")
+def main() -> NoReturn:
+    """Run the command line and leave at once.
+
+    Everything is written and closed by then; to take the interpreter down module by module, ONNX Runtime and numpy
+    with it, costs 40 ms, a sixth of a whole `edgecnn predict`.
+    """
+    code = 0
+    try:
+        cli(prog_name="edgecnn")
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads it any more
+        code = code or 1
+    os._exit(code)

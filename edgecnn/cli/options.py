@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from edgecnn.errors import UsageError
 from edgecnn.spec import BackendRef, to_json
@@ -16,6 +15,7 @@ from edgecnn.spec import BackendRef, to_json
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
     class BackendBase(click.ParamType[BackendRef]):
         """A parameter that is a BackendRef."""
@@ -40,6 +40,8 @@ class BackendParam(BackendBase):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Complete registered names."""
+        from click.shell_completion import CompletionItem
+
         from edgecnn import registry
 
         return [CompletionItem(name) for name in registry.names(registry.BACKENDS) if name.startswith(incomplete)]

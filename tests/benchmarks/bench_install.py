@@ -13,10 +13,10 @@ from common import ROOT, demo_bundle, print_machine
 
 # Runs the command in this very process and prints its peak resident memory at the end.
 MEASURED = """
-import atexit, pathlib, sys
-from edgecnn.cli import main
-atexit.register(lambda: print(pathlib.Path("/proc/self/status").read_text(), file=sys.stderr))
-main()
+import pathlib, sys
+from edgecnn.cli import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+print(pathlib.Path("/proc/self/status").read_text(), file=sys.stderr)
 """
 
 
