@@ -63,6 +63,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: npt.NDArray[np.int64]) -> Pixels:
+        """Return the pixels of some images, uint8 (n, H, W, C), in the order of `indices`."""
+        return self.pixels[indices]
+
     def name(self, index: int) -> str:
         """Name one image as the source does."""
         return self.items[index].name

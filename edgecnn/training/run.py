@@ -15,13 +15,13 @@ from edgecnn import __version__, host
 from edgecnn.data import DataOptions, Dataset
 from edgecnn.errors import UsageError
 from edgecnn.files import write_atomic
-from edgecnn.metrics import accuracy, confusion
-from edgecnn.nets import Deployed, build_net, measure_cost
+from edgecnn.nets import build_net, measure_cost
 from edgecnn.nets.build import default_config
 from edgecnn.runs import CHECKPOINT, CONFIG, METRICS, Metrics, RunConfig
 from edgecnn.spec import ModelConfig, to_json
 from edgecnn.training.checkpoint import Header, save_checkpoint
-from edgecnn.training.loop import Epoch, Trained, fit, predict_logits
+from edgecnn.training.evaluate import evaluate_run
+from edgecnn.training.loop import Epoch, fit
 from edgecnn.training.recipe import Recipe
 
 
@@ -77,14 +77,8 @@ def train(
         on_epoch(epoch)
 
     trained = fit(net, dataset, recipe, device, keep)
-    metrics = _metrics(trained, dataset, cost.parameters, cost.macs)
     save_checkpoint(out / CHECKPOINT, trained.net, header)
-    write_atomic(out / METRICS, to_json(metrics))
-    from edgecnn.report.plots import plot_confusion, plot_curves
-
-    write_atomic(out / "curves.png", plot_curves(metrics))
-    write_atomic(out / "confusion.png", plot_confusion(metrics, dataset.labels))
-    return metrics
+    return evaluate_run(trained.net, dataset, trained.history, trained.seconds, cost, out)
 
 
 def _normalised(dataset: Dataset) -> Dataset:
@@ -95,21 +89,3 @@ def _normalised(dataset: Dataset) -> Dataset:
         dataset.preprocess, zero_point=round(float(pixels.mean(dtype=np.float64))), scale=scale
     )
     return dataclasses.replace(dataset, preprocess=preprocess)
-
-
-def _metrics(trained: Trained, dataset: Dataset, parameters: int, macs: int) -> Metrics:
-    """Evaluate the best weights; this is the one place that looks at the test split."""
-    model = Deployed(trained.net, dataset.preprocess)
-    predicted = predict_logits(model, dataset.test).argmax(axis=1)
-    table = confusion(predicted, dataset.test.labels, len(dataset.labels))
-    return Metrics(
-        test_accuracy=accuracy(predicted, dataset.test.labels),
-        val_accuracy=accuracy(predict_logits(model, dataset.val).argmax(axis=1), dataset.val.labels),
-        best_epoch=max(epoch.number for epoch in trained.history if epoch.best),
-        parameters=parameters,
-        macs=macs,
-        seconds=trained.seconds,
-        images={name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
-        confusion=tuple(tuple(int(count) for count in row) for row in table),
-        history=tuple(msgspec.to_builtins(epoch) for epoch in trained.history),
-    )
