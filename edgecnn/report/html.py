@@ -57,9 +57,12 @@ def note(content: object) -> Html:
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[object] | None = None) -> Html:
-    """Write a table; cells are text unless they are `Html`. Columns of numbers are set to the right."""
+    """Write a table; cells are text unless they are `Html`. After the first, columns of numbers are set to the right."""
     columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
-    right = [any(column) and all(_NUMBER.fullmatch(cell) for cell in column) for column in columns]
+    right = [
+        index > 0 and any(column) and all(_NUMBER.fullmatch(cell) for cell in column)
+        for index, column in enumerate(columns)
+    ]
     if header and not rows:
         right = [False] * len(header)
     head = f"<thead>{_row(header, 'th', right)}</thead>\n" if header else ""
