@@ -58,6 +58,15 @@ class ClassScore(Frozen, frozen=True):
     support: int
 
 
+class Mistake(Frozen, frozen=True):
+    """A wrong answer: the image's name, the label it has, the one it got, and the probability of the latter."""
+
+    image: str
+    truth: str
+    answer: str
+    confidence: float
+
+
 class ReliabilityBin(Frozen, frozen=True):
     """The answers given with a confidence above `low` and up to `high`; None where there were none."""
 

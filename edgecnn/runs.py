@@ -10,7 +10,7 @@ import msgspec
 from edgecnn.data.dataset import DataOptions, Dataset
 from edgecnn.data.open import open_data
 from edgecnn.errors import CheckpointError, DataError
-from edgecnn.metrics import Accuracy
+from edgecnn.metrics import Accuracy, ClassScore, Mistake, ReliabilityBin
 from edgecnn.spec import Frozen, ModelConfig, Preprocess
 
 CHECKPOINT, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
@@ -33,7 +33,13 @@ class RunConfig(Frozen, frozen=True):
 
 
 class Metrics(Frozen, frozen=True):
-    """What a run came to: accuracies, cost, time, and every epoch."""
+    """What a run came to: accuracies, cost, time, every epoch, and what the test showed by class and by confidence.
+
+    Scores without a `val_` are of the test split, as the network is deployed. None is what is not defined, or was
+    not measured when the file was written. `ece_by_chance` is what a perfectly calibrated network would show on as
+    many images. `temperature` is what the logits were divided by; the `val_` scores `_before` are those without it.
+    `mistakes` are the most confident ones, the worst first; `skipped` counts images that could not be read.
+    """
 
     test_accuracy: Accuracy
     val_accuracy: Accuracy
@@ -44,6 +50,23 @@ class Metrics(Frozen, frozen=True):
     images: dict[str, int]
     confusion: tuple[tuple[int, ...], ...]
     history: tuple[dict[str, Any], ...]
+    per_class: tuple[ClassScore, ...] = ()
+    macro_f1: float | None = None
+    balanced_accuracy: float | None = None
+    auc: float | None = None
+    ece: float | None = None
+    ece_by_chance: float | None = None
+    nll: float | None = None
+    brier: float | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    temperature: float = 1.0
+    val_ece: float | None = None
+    val_nll: float | None = None
+    val_ece_before: float | None = None
+    val_nll_before: float | None = None
+    mistakes: tuple[Mistake, ...] = ()
+    warnings: tuple[str, ...] = ()
+    skipped: int = 0
 
 
 def read_run(folder: Path) -> tuple[RunConfig, Metrics]:

@@ -57,12 +57,9 @@ def note(content: object) -> Html:
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[object] | None = None) -> Html:
-    """Write a table; cells are text unless they are `Html`. After the first, columns of numbers are set to the right."""
-    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
-    right = [
-        index > 0 and any(column) and all(_NUMBER.fullmatch(cell) for cell in column)
-        for index, column in enumerate(columns)
-    ]
+    """Write a table; cells are text unless they are `Html`. After the first, text columns of numbers are set right."""
+    columns = enumerate(zip(*rows, strict=True))
+    right = [index > 0 and any(column) and all(map(_is_number, column)) for index, column in columns]
     if header and not rows:
         right = [False] * len(header)
     head = f"<thead>{_row(header, 'th', right)}</thead>\n" if header else ""
@@ -89,8 +86,12 @@ def _row(cells: Sequence[object], tag: str, right: Sequence[bool]) -> str:
     return f"<tr>{''.join(written)}</tr>"
 
 
+def _is_number(cell: object) -> bool:
+    return not isinstance(cell, Html) and _NUMBER.fullmatch(str(cell)) is not None
+
+
 # Also ranges, shares and nothing at all, so that a gap in a column of numbers does not turn it around.
-_NUMBER = re.compile(r"[-+]?[\d,.]*( ?(%|s|kB|MB))?( to [-+]?[\d,.]+ ?%?)?")
+_NUMBER = re.compile(r"–|[-+]?[\d,.]*( ?(%|s|kB|MB))?( to [-+]?[\d,.]+ ?%?)?")
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --note: #c60; }

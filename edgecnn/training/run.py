@@ -78,7 +78,7 @@ def train(
 
     trained = fit(net, dataset, recipe, device, keep)
     save_checkpoint(out / CHECKPOINT, trained.net, header)
-    return evaluate_run(trained.net, dataset, trained.history, trained.seconds, cost, out)
+    return evaluate_run(trained.net, dataset, trained.history, trained.seconds, cost, out, config=config)
 
 
 def _normalised(dataset: Dataset) -> Dataset:
