@@ -196,10 +196,10 @@ def _mistakes(metrics: Metrics, pictures: Mapping[str, bytes]) -> Html:
     wrong = metrics.test_accuracy.n - metrics.test_accuracy.correct
     if not metrics.mistakes:
         return Html() if wrong else section("Worst mistakes", paragraph("No test image got a wrong name."))
-    text = (
-        f"The {len(metrics.mistakes)} most confident of {wrong} wrong answers. Look for wrong labels among them first."
-    )
-    rows = [[one.image, one.truth, one.answer, f"{one.confidence:.1%}"] for one in metrics.mistakes]
+    shown = len(metrics.mistakes)
+    count = "All wrong answers" if shown == wrong else f"The {shown} worst of {thousands(wrong)} wrong answers"
+    lead = f"{count}, the most confident first. Look for wrong labels among the images before blaming the network."
+    rows = [[text(one.image), text(one.truth), text(one.answer), f"{one.confidence:.1%}"] for one in metrics.mistakes]
     listed = table(rows, ["image", "is", "was called", "confidence"])
     return _pictured(
         "Worst mistakes", "mistakes.png", "The most confident wrong answers", pictures, paragraph(lead), listed
