@@ -90,11 +90,14 @@ def run_summary(metrics: Metrics) -> list[str]:
 
 def _odds(metrics: Metrics) -> str:
     test = metrics.test_accuracy
-    most = f"one in {1 / (1 - test.low):.0f}" if test.low > 0.5 else f"{1 - test.low:.0%} of all"
+    most = _one_in(1 - test.low)
     if test.correct == test.n:
-        return f"None was wrong; so few images still allow for up to {most} getting a wrong name."
-    mean = f"one in {1 / (1 - test.value):.0f}" if test.value > 0.5 else f"{1 - test.value:.0%} of all"
-    return f"So about {mean} gets a wrong name, and by the interval up to {most}."
+        return f"None was wrong; but so few images leave room for {most} with a wrong name."
+    return f"About {_one_in(1 - test.value)} gets a wrong name; by the interval it may be {most}."
+
+
+def _one_in(share: float) -> str:
+    return f"one in {1 / share:.0f}" if share < 0.4 else f"{100 * share:.0f} in 100"
 
 
 def _confidence_in_words(metrics: Metrics) -> list[str]:
@@ -106,10 +109,10 @@ def _confidence_in_words(metrics: Metrics) -> list[str]:
         f"Its mean confidence is {mean:.2%} where {test.value:.2%} is right; the calibration error is {metrics.ece:.2%}"
     )
     if metrics.ece < 2 * metrics.ece_by_chance:
-        return [
-            f"{start}, about what chance alone makes of so many images: its confidences can be taken at their word."
-        ]
+        return [f"{start}, about what chance alone makes of {thousands(test.n)} images: they show no fault in it."]
     tendency = "surer of itself than it should be" if mean > test.value else "less sure of itself than it could be"
+    if abs(mean - test.value) < metrics.ece / 2:
+        tendency = "too sure of some answers and not sure enough of others"
     hint = "" if metrics.temperature != 1 else "; `edgecnn train --calibrate` mends that"
     return [f"{start}, where chance alone makes about {metrics.ece_by_chance:.2%}. It is {tendency}{hint}."]
 
@@ -137,7 +140,10 @@ def _by_class(metrics: Metrics) -> Html:
     if len(scores) > _WORST_FIRST:
         scores.sort(key=lambda score: (score.f1 is None, score.f1))
         said = " The worst come first."
-    lead = f"Recall is the share of a class's images that were found, with its 95 % interval; precision the share of right ones among the answers. A dash is a share of nothing.{said}"  # fmt: skip
+    lead = (
+        "Recall is the share of a class's images that were found, with its 95 % interval; its mean is the balanced "
+        f"accuracy. Precision is the share of right ones among the answers. A dash is a share of nothing.{said}"
+    )
     rows = [_class_row(score) for score in scores]
     rows.append(["mean of the classes", "–", "–", _share(metrics.balanced_accuracy), "–", _share(metrics.macro_f1)])
     header = ["class", "images", "precision", "recall", "interval", "F1"]
