@@ -97,7 +97,7 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --note: #c60; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; unicode-bidi: isolate; }
@@ -105,6 +105,6 @@ th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .note { border-left: .3rem solid var(--note); padding-left: .7rem; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
 img { max-width: 100%; height: auto; background: #fff; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
+@media print { :root { font-size: 11px; } body { margin: 0; max-width: none; font-size: 1rem; } figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; } .wide { overflow: visible; } }
 """

@@ -108,7 +108,7 @@ def plot_reliability(metrics: Metrics) -> bytes:
     axes[0].bar(middles, right, width=width, alpha=0.35, edgecolor="tab:blue", label="right")
     axes[0].errorbar(sure, right, yerr=reach, fmt="o", color="tab:blue", markersize=4, capsize=2, label="95 % interval")
     axes[0].set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of right answers", title=_reliability_title(metrics))
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="best")
     bars = axes[1].bar(middles, [one.count for one in filled], width=width, color="tab:grey", edgecolor="white")
     axes[1].bar_label(bars, fontsize=7)
     axes[1].margins(y=0.25)
