@@ -106,7 +106,7 @@ def _calibration(dataset: Dataset, seed: int) -> Pixels:
     """Choose training images, never test images, evenly at random."""
     count = min(CALIBRATION_IMAGES, len(dataset.train))
     chosen = np.random.default_rng(seed).choice(len(dataset.train), count, replace=False)
-    return dataset.train.pixels[np.sort(chosen)]
+    return dataset.train.take(np.sort(chosen))
 
 
 def _export_all(
@@ -148,7 +148,7 @@ def _write_goldens(
     for number, index in enumerate(chosen):
         data, suffix = dataset.test.encoded(index)
         names.append(writer.add(f"goldens/{number:03d}{suffix}", data))
-    pixels = dataset.test.pixels[chosen]
+    pixels = dataset.test.take(np.array(chosen, dtype=np.int64))
     arrays: dict[str, Any] = {"pixels": pixels}
     for dtype in ("float64", "float32"):
         options = SessionOptions(dtype="float64" if dtype == "float64" else "float32")

@@ -101,6 +101,64 @@ def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
     return min(quotas, default=None)
 
 
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    status: Path = Path("/proc/self/status"),
+    root: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """Count the bytes this process may still take: the least that machine, cgroups and its own limits leave.
+
+    The machine leaves Linux's MemAvailable, a cgroup (v2 and v1) its limit less what is in use and cannot be
+    dropped, RLIMIT_AS and RLIMIT_DATA themselves less what this process has mapped.
+    """
+    left = [_kilobytes(meminfo, "MemAvailable"), *_left_by_cgroups(root, membership), *_left_by_limits(status)]
+    known = [count for count in left if count is not None]
+    return max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_by_limits(status: Path) -> list[int | None]:
+    import resource
+
+    left: list[int | None] = []
+    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        allowed, taken = resource.getrlimit(limit)[0], _kilobytes(status, used)
+        left.append(None if allowed == resource.RLIM_INFINITY or taken is None else allowed - taken)
+    return left
+
+
+def _left_by_cgroups(root: Path, membership: Path) -> list[int | None]:
+    """Ask every group this process is in, from its own up to the root, in both hierarchies."""
+    left: list[int | None] = []
+    for line in (_read(membership) or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            top, limit, used, stems = root, "memory.max", "memory.current", ("inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            stems = ("total_inactive_file", "total_active_file")
+        else:
+            continue
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            allowed, taken = _read(group / limit) or "", _read(group / used) or ""
+            if allowed.isdigit() and taken.isdigit():
+                stat = dict(
+                    line.split()[:2] for line in (_read(group / "memory.stat") or "").splitlines() if " " in line
+                )
+                cache = sum(int(stat.get(stem, "0")) for stem in stems)  # the kernel drops it when memory is wanted
+                left.append(int(allowed) - int(taken) + cache)
+    return left
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _read(path) or "", re.M)
+    return int(found.group(1)) * 1024 if found else None
+
+
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages an answer can depend on, of those that are installed."""
     from importlib import metadata

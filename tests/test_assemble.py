@@ -187,7 +187,7 @@ def few(dataset: Dataset, train: int) -> Dataset:
     def painted(images: LabelledImages, count: int, value: int) -> LabelledImages:
         pixels = np.full_like(images.pixels[:count], value)
         pixels[:, 0, 0, 0] = np.arange(count) % 251
-        return dataclasses.replace(images, pixels=pixels, labels=images.labels[:count], items=images.items[:count])
+        return dataclasses.replace(images, store=pixels, labels=images.labels[:count], items=images.items[:count])
 
     return dataclasses.replace(
         dataset,

@@ -77,7 +77,7 @@ def split(
         for index, (label, mark) in enumerate(zip(labels, marks, strict=True))
     ]
     listing = Listing(labels=tuple(str(label) for label in counts), items=items)
-    parts, statement = assign_splits(items, labels, listing, options)
+    parts, statement, _ = assign_splits(items, labels, listing, options)
     return {name: where.tolist() for name, where in parts.items()}, labels, statement
 
 
@@ -363,7 +363,7 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(None, "is not there"), (b"hello", "is neither a folder nor an .npz file")],
+    [(None, "is not there"), (b"hello", "is neither a folder nor an .npz or .csv file")],
     ids=["absent", "file"],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, make: bytes | None, reason: str) -> None:

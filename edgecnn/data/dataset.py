@@ -1,8 +1,10 @@
-"""Labelled images in memory, in three splits."""
+"""Labelled images in three splits, in memory or decoded on each use."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +12,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgecnn.data.stream import ImageFiles
 from edgecnn.images import Pixels, encode_png, read
 from edgecnn.spec import Fit, Frozen, Preprocess
 
 SplitName = Literal["train", "val", "test"]
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+_CHUNK_BYTES = 4 << 20  # of pixels, where a whole split is gone through
 
 
 class DataOptions(Frozen, frozen=True):
@@ -21,6 +28,9 @@ class DataOptions(Frozen, frozen=True):
 
     `size` is the side of the square the network sees and `channels` 1 or 3, None for the source's own.
     `val` and `test` are the shares split off where the source does not say, None for the source's own habit.
+    `stream` decodes image files on each use instead of keeping their pixels; None streams where the pixels would
+    take more than a quarter of the memory at hand. `group_from` is a regular expression searched in each image's
+    name, or a column of a CSV: images of one group never end up in two splits.
     """
 
     size: int | None = None
@@ -30,16 +40,23 @@ class DataOptions(Frozen, frozen=True):
     test: float | None = None
     seed: int = 0
     strict: bool = False
+    stream: bool | None = None
+    group_from: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled image as a source lists it: a file, or uint8 pixels (H, W) or (H, W, C)."""
+    """One labelled image as a source lists it: a file, or uint8 pixels (H, W) or (H, W, C).
+
+    `group` is what it must not be separated from by a split, `line` where a table names it.
+    """
 
     name: str
     label: int
     content: Path | Pixels
     split: SplitName | None = None
+    group: str | None = None
+    line: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,18 +71,50 @@ class Listing:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split: `pixels` uint8 (N, H, W, C), `labels` int64 (N,), and where each image came from."""
+    """One split: pixels, `labels` int64 (N,), and where each image came from.
 
-    pixels: Pixels
+    `store` holds the pixels, uint8 (N, H, W, C), or the files that they are decoded from on each use; all methods
+    work in both ways and give the same values.
+    """
+
+    store: Pixels | ImageFiles
     labels: npt.NDArray[np.int64]
     items: tuple[Item, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def in_memory(self) -> bool:
+        """Say whether the pixels are kept, so that taking some costs nothing."""
+        return not isinstance(self.store, ImageFiles)
+
+    @property
+    def pixels(self) -> Pixels:
+        """All pixels at once, uint8 (N, H, W, C); where they are streamed this decodes every file into memory."""
+        return self.take(np.arange(len(self))) if isinstance(self.store, ImageFiles) else self.store
+
     def take(self, indices: npt.NDArray[np.int64]) -> Pixels:
-        """Return the pixels of some images, uint8 (n, H, W, C), in the order of `indices`."""
-        return self.pixels[indices]
+        """Return the pixels of some images, uint8 (n, H, W, C), in the order of `indices`.
+
+        Raises:
+            DataError: a streamed file cannot be read any more.
+        """
+        return self.store.take(indices) if isinstance(self.store, ImageFiles) else self.store[indices]
+
+    def chunks(self, size: int | None = None) -> Iterator[Pixels]:
+        """Go through all pixels in order, `size` images at a time, by default a few megabytes."""
+        size = size or max(1, _CHUNK_BYTES // max(1, math.prod(self.store.shape[1:])))
+        for start in range(0, len(self), size):
+            if isinstance(self.store, ImageFiles):
+                yield self.store.take(np.arange(start, min(start + size, len(self))))
+            else:
+                yield self.store[start : start + size]
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> LabelledImages:
+        """Keep some of the images, in the order of `indices`."""
+        store = self.store.subset(indices) if isinstance(self.store, ImageFiles) else self.store[indices]
+        return LabelledImages(store, self.labels[indices], tuple(self.items[index] for index in indices))
 
     def name(self, index: int) -> str:
         """Name one image as the source does."""
@@ -76,14 +125,25 @@ class LabelledImages:
         content = self.items[index].content
         if isinstance(content, Path):
             return read(content), content.suffix.lower()
-        return encode_png(self.pixels[index]), ".png"
+        return encode_png(self.take(np.array([index]))[0]), ".png"
 
     def sha256(self) -> str:
         """Hash pixels and labels, so that two machines can tell whether they hold the same split."""
-        digest = hashlib.sha256(repr(self.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
+        digest = hashlib.sha256(repr(self.store.shape).encode())
+        for chunk in self.chunks():
+            digest.update(np.ascontiguousarray(chunk).data)
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def statistics(self) -> tuple[float, float]:
+        """Return mean and standard deviation of all pixels, from exact sums: the same however they are read."""
+        counts = np.zeros(256, dtype=np.int64)
+        for chunk in self.chunks():
+            counts += np.bincount(chunk.ravel(), minlength=256)
+        number = max(1, int(counts.sum()))
+        total = sum(level * int(count) for level, count in enumerate(counts))
+        squares = sum(level * level * int(count) for level, count in enumerate(counts))
+        return total / number, math.sqrt((number * squares - total * total) / number**2)
 
 
 @dataclass(frozen=True)

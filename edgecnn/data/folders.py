@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecnn.data.dataset import Item, Listing, SplitName
+from edgecnn.data.dataset import SPLIT_NAMES, Item, Listing, SplitName
 from edgecnn.errors import DataError
 from edgecnn.images import is_image_name
-
-_SPLITS: dict[str, SplitName] = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 
 
 def list_folders(root: Path) -> Listing:
@@ -21,7 +17,7 @@ def list_folders(root: Path) -> Listing:
     """
     parts: dict[SplitName, Path] = {}
     for folder in _folders(root):
-        name = _SPLITS.get(folder.name.lower())
+        name = SPLIT_NAMES.get(folder.name.lower())
         if name in parts:
             raise DataError(f"{root}: {parts[name].name} and {folder.name} are both the {name} split; keep one")
         if name is not None:

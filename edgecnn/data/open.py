@@ -2,68 +2,101 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from edgecnn.data import digits, folders, idx, npz
+from edgecnn.data import digits, folders, idx, npz, table
 from edgecnn.data.checks import check
-from edgecnn.data.dataset import DataOptions, Dataset, Item, LabelledImages, Listing
+from edgecnn.data.dataset import DataOptions, Dataset, Item, Listing
+from edgecnn.data.groups import with_groups
+from edgecnn.data.scan import Scanned, scan
 from edgecnn.data.splits import assign_splits
-from edgecnn.errors import DataError, ImageError
-from edgecnn.host import usable_threads
-from edgecnn.images import FORMATS, Pixels, fit_array, load
+from edgecnn.errors import DataError
+from edgecnn.host import available_memory
+from edgecnn.images import FORMATS
 from edgecnn.spec import Preprocess
 
 _LARGEST_DEFAULT = 96
+_SHARE_OF_MEMORY = 0.25  # what pixels may take before they are decoded anew on each use
 _LOOKED_AT = 256  # images whose size and colour decide the defaults
 
 
+@dataclass(frozen=True)
+class Source:
+    """A source whose images have all been read once, before it is split: what there is, and what is broken."""
+
+    listing: Listing
+    preprocess: Preprocess
+    scanned: Scanned
+
+
 def open_data(source: str, options: DataOptions | None = None) -> Dataset:
-    """Open `digits`, a folder of class folders, a folder of IDX files or an .npz file.
+    """Open `digits`, a folder of class folders, a folder of IDX files, an .npz file or a CSV that lists images.
 
     Raises:
         DataError: it is none of these, holds fewer than two classes, or (strict) has broken files.
     """
     options = options or DataOptions()
-    listing = _list(source)
-    preprocess = _preprocess(listing, options)
-    kept, pixels, skipped = _read(listing.items, preprocess)
+    opened = read_source(source, options)
+    skipped, whole = opened.scanned.skipped, opened.scanned.images
     if skipped and options.strict:
         raise DataError(f"{source}: {len(skipped)} broken files, the first: {skipped[0]}")
-    if not kept:
-        raise DataError(f"{source}: none of the {len(listing.items)} images can be read; the first: {skipped[0]}")
-    labels = np.array([item.label for item in kept], dtype=np.int64)
-    splits, statement = assign_splits(kept, labels, listing, options)
-    parts = {
-        name: LabelledImages(pixels[where], labels[where], tuple(kept[index] for index in where))
-        for name, where in splits.items()
-    }
+    if not len(whole):
+        raise DataError(
+            f"{source}: none of the {len(opened.listing.items)} images can be read; the first: {skipped[0]}"
+        )
+    splits = assign_splits(whole.items, whole.labels, opened.listing, options)
+    parts = {name: whole.subset(where) for name, where in splits.parts.items()}
     dataset = Dataset(
         source=source,
-        labels=listing.labels,
-        preprocess=preprocess,
+        labels=opened.listing.labels,
+        preprocess=opened.preprocess,
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
-        split=statement,
-        skipped=tuple(skipped),
+        split=splits.statement,
+        skipped=skipped,
+        warnings=splits.warnings,
     )
-    return check(dataset)
+    return check(dataset, {name: opened.scanned.identity[where] for name, where in splits.parts.items()})
 
 
-def _list(source: str) -> Listing:
+def read_source(source: str, options: DataOptions) -> Source:
+    """List a source, settle on the size and colour of its images, and read each of them once.
+
+    Raises:
+        DataError: it is not a source, or says of itself what cannot be.
+    """
+    listing = with_groups(source, _list(source, options), options)
+    preprocess = _preprocess(listing, options)
+    return Source(listing, preprocess, scan(source, listing.items, preprocess, _streams(listing, preprocess, options)))
+
+
+def _streams(listing: Listing, preprocess: Preprocess, options: DataOptions) -> bool:
+    """Decide whether image files are decoded on each use; what comes as arrays is in memory anyway."""
+    files = sum(isinstance(item.content, Path) for item in listing.items)
+    if options.stream is not None or not files:
+        return bool(options.stream and files)
+    return files * math.prod(preprocess.shape) > available_memory() * _SHARE_OF_MEMORY
+
+
+def _list(source: str, options: DataOptions) -> Listing:
     path = Path(source)
     if source == "digits" and not path.exists():
         return digits.list_digits()
+    if path.suffix.lower() in table.SUFFIXES and path.is_file():
+        return table.list_table(path, options.group_from)
     if path.suffix == ".npz" and path.is_file():
         return npz.list_npz(path)
     if path.is_dir():
         return idx.list_idx(path) if idx.is_idx_folder(path) else folders.list_folders(path)
-    what = "is not there" if not path.exists() else "is neither a folder nor an .npz file"
-    raise DataError(f"{source}: {what}; give 'digits', a folder of class folders, a folder of IDX files, or an .npz")
+    what = "is not there" if not path.exists() else "is neither a folder nor an .npz or .csv file"
+    raise DataError(
+        f"{source}: {what}; give 'digits', a folder of class folders, a folder of IDX files, an .npz or a .csv"
+    )
 
 
 def _preprocess(listing: Listing, options: DataOptions) -> Preprocess:
@@ -89,23 +122,3 @@ def _shape(item: Item) -> tuple[int, int, int] | None:
             return image.height, image.width, 1 if grey else 3
     except Exception:  # reading it properly, later, says what is wrong with it
         return None
-
-
-def _read(items: list[Item], preprocess: Preprocess) -> tuple[list[Item], Pixels, list[str]]:
-    def one(item: Item) -> Pixels | ImageError:
-        try:
-            if isinstance(item.content, Path):
-                return load(item.content, preprocess)
-            return fit_array(item.content, preprocess)
-        except ImageError as error:
-            return error
-
-    if any(isinstance(item.content, Path) for item in items):
-        with ThreadPoolExecutor(usable_threads()) as pool:
-            results = list(pool.map(one, items))
-    else:
-        results = [one(item) for item in items]
-    kept = [item for item, result in zip(items, results, strict=True) if not isinstance(result, ImageError)]
-    good = [result for result in results if not isinstance(result, ImageError)]
-    pixels = np.stack(good) if good else np.zeros((0, *preprocess.shape), dtype=np.uint8)
-    return kept, pixels, [str(result) for result in results if isinstance(result, ImageError)]

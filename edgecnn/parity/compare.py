@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -116,7 +116,7 @@ def _truth(bundle: Bundle, reference: BackendRef | None, goldens: Goldens, data:
         return Truth("float64 in the goldens", goldens.pixels, goldens.logits_float64, goldens.logits_float32)
     pixels = goldens.pixels
     if data is not None:  # from end to end: a source may list its images class by class
-        pixels = data.pixels[np.linspace(0, len(data) - 1, min(TRUTH_IMAGES, len(data))).astype(np.int64)]
+        pixels = data.take(np.linspace(0, len(data) - 1, min(TRUTH_IMAGES, len(data))).astype(np.int64))
     artifact = artifact_for(bundle, reference)
     results = []
     for dtype in ("float64", "float32"):
@@ -139,7 +139,7 @@ def _reference_classes(
     if data.labels.min() < 0 or data.labels.max() >= len(bundle.manifest.labels):
         raise DataError(f"the images have labels that the bundle's {len(bundle.manifest.labels)} classes do not cover")
     with open_session(reference, artifact_for(bundle, reference)) as session:
-        outputs = run_all(session, data.pixels)
+        outputs = run_all(session, data)
     fault = find_fault(outputs)
     if fault:
         raise BackendError(f"{reference}, the reference: {fault}")
@@ -169,7 +169,7 @@ def _cell(
             computation = _computation(session, artifact, truth, goldens, tolerance, allowed)
             decisions = None
             if data is not None and chosen is not None and computation.distance is not None:
-                outputs = run_all(session, data.pixels)
+                outputs = run_all(session, data)
                 fault = find_fault(outputs)
                 if fault:
                     raise BackendError(fault)
@@ -240,22 +240,29 @@ def _failed(reason: str, truth: Truth) -> Computation:
     return Computation(verdict=Verdict.FAIL, reason=reason, n=len(truth.pixels), truth=truth.origin)
 
 
-def run_all(session: CheckedSession, pixels: Pixels) -> Tensors:
-    """Run over all images in batches and join the outputs.
+def run_all(session: CheckedSession, data: Pixels | LabelledImages) -> Tensors:
+    """Run over all images in batches, decoded as they are needed where they are streamed, and join the outputs.
 
     Raises:
         DataError: there are no images.
         ContractError: an output has not one row for each image.
     """
-    if not len(pixels):
+    if not len(data):
         raise DataError("no images to run: nothing was compared")
     name = session.inputs[0].name
-    parts = [session.run({name: pixels[start : start + BATCH]}) for start in range(0, len(pixels), BATCH)]
+    parts = [session.run({name: batch}) for batch in _batches(data)]
     joined = {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
-    short = [output for output, array in joined.items() if len(array) != len(pixels)]
+    short = [output for output, array in joined.items() if len(array) != len(data)]
     if short:
-        raise ContractError(f"output {short[0]!r} has {len(joined[short[0]])} rows for {len(pixels)} images")
+        raise ContractError(f"output {short[0]!r} has {len(joined[short[0]])} rows for {len(data)} images")
     return joined
+
+
+def _batches(data: Pixels | LabelledImages) -> Iterator[Pixels]:
+    if isinstance(data, LabelledImages):
+        yield from data.chunks(BATCH)
+    else:
+        yield from (data[start : start + BATCH] for start in range(0, len(data), BATCH))
 
 
 def _decoding(bundle: Bundle, goldens: Goldens) -> Decoding:
