@@ -191,7 +191,7 @@ def _meaning(features: Features, index: int) -> str:
     if index > 1:
         return ""
     return (
-        "From here on each map combines all those of the layer before: edges become corners, ends, curves and textures. "
+        "From here on each map is made of maps of the layer before: edges become corners, ends, curves and textures. "
         "The image gets harder to recognise, and that is as it should be."
     )
 
