@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -207,3 +210,73 @@ def test_busy_cores_are_what_the_kernel_counts(monkeypatch: pytest.MonkeyPatch) 
     assert host.busy_cores(0.0) == pytest.approx(4 * (1 - 120 / 400))
     monkeypatch.setattr(host, "_read", lambda path: None)
     assert host.busy_cores(0.0) == 0.0
+
+
+def _memory(tmp_path: Path, files: dict[str, str], membership: str) -> dict[str, Path]:
+    """Lay out a machine with 8,000,000 kB available on which this process has mapped 100,000 kB, 60,000 of data."""
+    root, path = _cgroups(tmp_path / "cgroup", files, membership)
+    (tmp_path / "meminfo").write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n")
+    (tmp_path / "status").write_text("Name:\tx\nVmSize:\t  100000 kB\nVmData:\t   60000 kB\n")
+    return {"meminfo": tmp_path / "meminfo", "status": tmp_path / "status", "root": root, "membership": path}
+
+
+V1 = "memory/a/memory.limit_in_bytes", "memory/a/memory.usage_in_bytes", "memory/a/memory.stat"
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "left"),
+    [
+        ({}, "0::/\n", 8000000 * 1024),
+        ({"a/memory.max": "max", "a/memory.current": "5"}, "0::/a\n", 8000000 * 1024),
+        ({"a/memory.max": "5000", "a/memory.current": "4000"}, "0::/a\n", 1000),
+        (
+            {
+                "a/memory.max": "5000",
+                "a/memory.current": "4000",
+                "a/memory.stat": "anon 9\ninactive_file 300\nactive_file 20\n",
+            },
+            "0::/a\n",
+            1320,
+        ),
+        ({"a/b/memory.max": "max", "a/memory.max": "700", "a/memory.current": "100"}, "0::/a/b\n", 600),
+        ({"a/memory.max": "100", "a/memory.current": "400"}, "0::/a\n", 0),
+        ({V1[0]: "9000", V1[1]: "2000"}, "7:memory:/a\n0::/\n", 7000),
+        ({V1[0]: "9000", V1[1]: "2000", V1[2]: "cache 1\ntotal_inactive_file 50\n"}, "4:cpu,memory:/a\n", 7050),
+        ({V1[0]: "9223372036854771712", V1[1]: "2000"}, "7:memory:/a\n", 8000000 * 1024),
+        ({V1[0]: "9000", V1[1]: "2000"}, "7:cpu:/a\n", 8000000 * 1024),
+    ],
+)
+def test_memory_is_what_machine_and_cgroups_leave(
+    files: dict[str, str], membership: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least counts: MemAvailable, or what a cgroup above this process, v2 or v1, has not used or can drop."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert host.available_memory(**_memory(tmp_path, files, membership)) == left
+
+
+@pytest.mark.parametrize(("which", "mapped"), [(resource.RLIMIT_AS, 100000), (resource.RLIMIT_DATA, 60000)])
+def test_memory_is_what_the_process_limits_leave(
+    which: int, mapped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on address space or data leaves itself less what is mapped already."""
+    allowed = 200000 * 1024
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda asked: (allowed if asked == which else resource.RLIM_INFINITY, allowed)
+    )
+    assert host.available_memory(**_memory(tmp_path, {}, "0::/\n")) == allowed - mapped * 1024
+
+
+def test_a_real_limit_is_seen() -> None:
+    """A process under `ulimit -v` of 2 GB sees less than that, and more than half of it."""
+    script = "from edgecnn.host import available_memory; print(available_memory())"
+    command = ["bash", "-c", 'ulimit -v 2000000; exec "$@"', "bash", sys.executable, "-c", script]
+    left = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 1_000_000_000 < left < 2_048_000_000
+
+
+def test_memory_of_a_machine_that_tells_nothing_is_its_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither /proc nor cgroups say anything the physical memory counts."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    nothing = tmp_path / "nothing"
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert host.available_memory(nothing, nothing, nothing, nothing) == ram

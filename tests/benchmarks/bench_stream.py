@@ -1,0 +1,94 @@
+"""Peak memory of opening image files and taking all of them once, streamed and not, as their number grows."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import print_machine
+from PIL import Image
+
+COUNTS = (5_000, 10_000, 20_000)
+SIDE, CLASSES, BATCH = 96, 10, 64
+LIMIT_KB = 700_000  # of address space: enough for any number of streamed files, too little for 20,000 in memory
+
+
+def make_files(root: Path, count: int) -> None:
+    """Write `count` different colour JPEGs into class folders: soft noise, so that they compress like photographs."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = root / f"class{index % CLASSES}" / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, quality=85)
+
+
+def child(root: str, stream: bool) -> None:
+    """Open one set, take every training image once in batches of a shuffled order, and print what it took."""
+    from edgecnn.data import DataOptions, open_data
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    train = open_data(root, DataOptions(stream=stream)).train
+    opened = time.perf_counter()
+    order = np.random.default_rng(0).permutation(len(train))
+    total = sum(int(train.take(order[at : at + BATCH]).sum()) for at in range(0, len(order), BATCH))
+    done = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps(
+            {
+                "before": before,
+                "peak": peak,
+                "open": opened - start,
+                "epoch": (done - opened) / len(train),
+                "sum": total,
+            }
+        )
+    )
+
+
+def measure(root: Path, stream: bool, limit_kb: int | None = None) -> dict[str, float] | None:
+    """Run `child` in a process of its own; None where it did not survive its limit."""
+    command = [sys.executable, __file__, str(root), "stream" if stream else "memory"]
+    if limit_kb:
+        command = ["bash", "-c", f'ulimit -v {limit_kb}; exec "$@"', "bash", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found: dict[str, float] | None = json.loads(done.stdout) if done.returncode == 0 else None
+    return found
+
+
+def main() -> None:
+    """Measure growing sets both ways, and the largest under a limit that its pixels do not fit into."""
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        for count in COUNTS:
+            root = Path(folder) / str(count)
+            make_files(root, count)
+            ways = {name: measure(root, name == "streamed") for name in ("streamed", "in memory")}
+            sums = {found["sum"] for found in ways.values() if found}
+            for name, found in ways.items():
+                if found:
+                    print(
+                        f"{count} files of {SIDE}x{SIDE}x3, {name}: peak {found['peak'] / 1024:.0f} MB "
+                        f"({found['before'] / 1024:.0f} before opening), opened in {found['open']:.1f} s, "
+                        f"then {found['epoch'] * 1e6:.0f} us an image"
+                    )
+            print(f"  the same pixels both ways: {len(sums) == 1}")
+        for name in ("streamed", "in memory"):
+            found = measure(Path(folder) / str(COUNTS[-1]), name == "streamed", LIMIT_KB)
+            what = f"finished, peak {found['peak'] / 1024:.0f} MB" if found else "did not survive"
+            print(f"{COUNTS[-1]} files under ulimit -v {LIMIT_KB // 1000} MB, {name}: {what}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        child(sys.argv[1], sys.argv[2] == "stream")
+    else:
+        main()
