@@ -11,6 +11,8 @@ import numpy.typing as npt
 from edgecnn.data.dataset import Item, SplitName
 
 Indices = npt.NDArray[np.int64]
+_TRIES = 8
+_GROUPS_TRIED = 20_000  # over all tries: among many groups one order is as good as another
 
 
 @dataclass(frozen=True)
@@ -47,51 +49,68 @@ def take_groups(
 ) -> tuple[Indices, Indices]:
     """Take groups of about `share` of the images `whole` out of `pool`, and leave each class at least one group.
 
-    First, from the largest group to the smallest, what brings the classes nearer to their shares; then, where
-    groups are too coarse for that, what brings the whole nearer to its share. Ties are decided by the seed.
+    Groups are gone through in several random orders, and the outcome that meets the shares best is kept. (From the
+    largest group to the smallest would do better in one go, but hold out the largest groups under every seed.)
 
     Returns:
         The indices taken, and those that are left.
     """
     totals = grouped.table(whole).sum(axis=0)
-    counts, target = grouped.table(pool), share * totals
-    weight = 1 / np.maximum(totals, 1) ** 2  # rare classes count as much as common ones
-    sizes, squares = counts.sum(axis=1), (counts.astype(np.float64) ** 2) @ weight
-    order = generator.permutation(np.flatnonzero(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    have, left = np.zeros(counts.shape[1]), (counts > 0).sum(axis=0)  # left: groups of each class that train has
-    taken = np.zeros(len(counts), dtype=bool)
+    counts = grouped.table(pool)
+    members = np.flatnonzero(counts.sum(axis=1))
+    tries = [
+        _Choice(counts, totals, share).fill(generator.permutation(members))
+        for _ in range(max(1, min(_TRIES, _GROUPS_TRIED // max(len(members), 1))))
+    ]
+    best = min(tries, key=_Choice.error)
+    chosen = best.taken[grouped.of_image[pool]]
+    return np.sort(pool[chosen]), np.sort(pool[~chosen])
 
-    def cost(groups: Indices) -> npt.NDArray[np.float64]:
-        """Return how much worse the classes would meet their shares with each group than without."""
-        change: npt.NDArray[np.float64] = counts[groups] @ (2 * weight * (have - target)) + squares[groups]
-        return change
 
-    def spare(groups: Indices) -> Indices:
-        needed = ((counts[groups] > 0) & (left <= 1)).any(axis=1)
-        kept: Indices = groups[~taken[groups] & ~needed]
+class _Choice:
+    """Groups being taken for one split, and how far its classes are from their shares."""
+
+    def __init__(self, counts: npt.NDArray[np.int32], totals: npt.NDArray[np.int64], share: float) -> None:
+        self.counts, self.target = counts, share * totals
+        self.weight = 1 / np.maximum(totals, 1) ** 2  # rare classes count as much as common ones
+        self.sizes, self.squares = counts.sum(axis=1), (counts.astype(np.float64) ** 2) @ self.weight
+        self.taken = np.zeros(len(counts), dtype=bool)
+        self.have, self.left = np.zeros(counts.shape[1]), (counts > 0).sum(axis=0)  # left: groups train still has
+
+    def error(self) -> float:
+        """Sum up by how much the classes, and then the whole, miss their shares."""
+        whole = (self.have.sum() - self.target.sum()) / max(self.target.sum(), 1)
+        return float((self.weight * (self.have - self.target) ** 2).sum() + whole**2)
+
+    def fill(self, order: Indices) -> _Choice:
+        """Take every group that brings the classes nearer to their shares, then what brings the whole nearer."""
+        for group in order.tolist():
+            change = 2 * self.weight * (self.have - self.target) @ self.counts[group] + self.squares[group]
+            if change < 0 and not ((self.counts[group] > 0) & (self.left <= 1)).any():
+                self._take(group)
+        while self.have.sum() < self.target.sum():
+            short = self.target.sum() - self.have.sum()
+            rest = self._spare(order)
+            # A group of twice what is missing would make it worse; but a split must not be empty.
+            fitting = rest[self.sizes[rest] < 2 * short]
+            if not len(fitting) and not self.taken.any():
+                fitting = rest[self.sizes[rest] == self.sizes[rest].min(initial=self.sizes.sum())]
+            if not len(fitting):
+                break
+            changes = self.counts[fitting] @ (2 * self.weight * (self.have - self.target)) + self.squares[fitting]
+            self._take(int(fitting[np.argmin(changes)]))
+        return self
+
+    def _spare(self, groups: Indices) -> Indices:
+        """Keep those that are not taken and without which every class still has a group in train."""
+        needed = ((self.counts[groups] > 0) & (self.left <= 1)).any(axis=1)
+        kept: Indices = groups[~self.taken[groups] & ~needed]
         return kept
 
-    def take(group: Indices) -> None:
-        nonlocal have, left
-        taken[group] = True
-        have, left = have + counts[group][0], left - (counts[group][0] > 0)
-
-    for group in order.reshape(-1, 1):
-        if len(spare(group)) and cost(group)[0] < 0:
-            take(group)
-    while have.sum() < target.sum():
-        short = target.sum() - have.sum()
-        rest = spare(order)
-        # A group of twice what is missing would make it worse; but a split must not be empty.
-        fitting = rest[sizes[rest] < 2 * short]
-        if not len(fitting) and not taken.any():
-            fitting = rest[sizes[rest] == sizes[rest].min(initial=len(pool))]
-        if not len(fitting):
-            break
-        take(fitting[[np.argmin(cost(fitting))]])
-    chosen = taken[grouped.of_image[pool]]
-    return np.sort(pool[chosen]), np.sort(pool[~chosen])
+    def _take(self, group: int) -> None:
+        self.taken[group] = True
+        self.have += self.counts[group]
+        self.left -= self.counts[group] > 0
 
 
 def single_groups(grouped: Grouped, pool: Indices) -> list[int]:

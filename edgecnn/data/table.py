@@ -37,8 +37,8 @@ def list_table(path: Path, group_from: str | None = None) -> Listing:
         DataError: a column is missing, or a line says what cannot be; the message names the line.
     """
     rows = _rows(path)
-    _, header = next(rows, (1, []))
-    columns = _columns(path, header, group_from)
+    first, header = next(rows, (1, []))
+    columns = _columns(f"{path}, line {first}", header, group_from)
     read = [_row(path, line, len(header), cells, columns) for line, cells in rows]
     if not read:
         raise DataError(f"{path}: has no line below its header; each line names one image and its label")
@@ -49,7 +49,9 @@ def list_table(path: Path, group_from: str | None = None) -> Listing:
     labels = tuple(sorted({row.label for row in read}, key=natural))
     number = {label: index for index, label in enumerate(labels)}
     items = [
-        Item(row.name, number[row.label], _find(path.parent, row.name), row.split, row.group, row.line) for row in read
+        Item(name, number[row.label], path.parent / name, row.split, row.group, row.line)
+        for row in read
+        for name in [_name(path.parent, row.name)]
     ]
     return Listing(labels=labels, items=items)
 
@@ -75,7 +77,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), skipinitialspace=True, strict=True)
+            reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), skipinitialspace=True)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
@@ -87,7 +89,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _columns(path: Path, header: list[str], group_from: str | None) -> _Columns:
+def _columns(where: str, header: list[str], group_from: str | None) -> _Columns:
     names = [name.lower().replace(" ", "_") for name in header]
 
     def place(known: tuple[str, ...]) -> int | None:
@@ -98,7 +100,7 @@ def _columns(path: Path, header: list[str], group_from: str | None) -> _Columns:
         what = "a path" if image is None else "a label"
         aliases = ", ".join(_PATH if image is None else _LABEL)
         found = ", ".join(header) or "nothing"
-        raise DataError(f"{path}, line 1: no column for {what} ({aliases}); its columns are: {found}")
+        raise DataError(f"{where}: no column for {what} ({aliases}); its columns are: {found}")
     if group_from is not None:
         return _Columns(image, label, place(_SPLIT), header.index(group_from) if group_from in header else None)
     return _Columns(image, label, place(_SPLIT), place(_GROUP))
@@ -120,6 +122,6 @@ def _row(path: Path, line: int, width: int, cells: list[str], columns: _Columns)
     return _Row(line, name, label, SPLIT_NAMES[split.lower()] if split else None, group)
 
 
-def _find(folder: Path, name: str) -> Path:
-    """Resolve a path against the table's folder; one written with backslashes is Windows'."""
-    return folder / (name.replace("\\", "/") if "\\" in name and not (folder / name).exists() else name)
+def _name(folder: Path, written: str) -> str:
+    """Return the path as it is meant: one written with backslashes is Windows'."""
+    return written.replace("\\", "/") if "\\" in written and not (folder / written).exists() else written
