@@ -25,7 +25,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "split": config.split,
         "labels": config.labels,
         "input": f"{config.preprocess.width}x{config.preprocess.height}x{config.preprocess.channels}, {config.preprocess.fit}",
-        "net": f"{config.model.net}, widths {', '.join(map(str, config.model.widths))}, depth {config.model.depth}",
+        "net": config.model.net,
         "parameters": metrics.parameters,
         "MACs": metrics.macs,
         "test accuracy": percent(metrics.test_accuracy),

@@ -10,8 +10,9 @@ import msgspec
 from edgecnn.data.dataset import DataOptions, Dataset
 from edgecnn.data.open import open_data
 from edgecnn.errors import CheckpointError, DataError
+from edgecnn.layers import ModelConfig
 from edgecnn.metrics import Accuracy, ClassScore, Mistake, ReliabilityBin
-from edgecnn.spec import Frozen, ModelConfig, Preprocess
+from edgecnn.spec import Frozen, Preprocess
 
 CHECKPOINT, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 
@@ -30,6 +31,7 @@ class RunConfig(Frozen, frozen=True):
     recipe: dict[str, Any]
     device: str
     host: dict[str, Any]
+    processes: int = 1
 
 
 class Metrics(Frozen, frozen=True):

@@ -68,15 +68,6 @@ class Preprocess(Frozen, frozen=True):
         return self.height, self.width, self.channels
 
 
-class ModelConfig(Frozen, frozen=True):
-    """The compact CNN: `depth` convolutions at each of `widths`, halving the image between widths."""
-
-    net: Literal["compact"] = "compact"
-    widths: tuple[int, ...] = (16, 32, 64)
-    depth: int = 2
-    dropout: float = 0.1
-
-
 class Tolerance(Frozen, frozen=True):
     """What a parity check lets pass.
 

@@ -46,12 +46,12 @@ def run_folder(shared_tmp: Path) -> Path:
 
     def make(folder: Path) -> None:
         from edgecnn.data import DataOptions, open_data
-        from edgecnn.spec import ModelConfig
+        from edgecnn.nets.compact import compact_config
         from edgecnn.training.recipe import Recipe
         from edgecnn.training.run import train
 
         options = DataOptions()
-        net = ModelConfig(widths=(8, 16), depth=1)
+        net = compact_config((8, 16), depth=1)
         train(open_data("digits", options), options, folder, net, Recipe(epochs=12), "cpu", lambda epoch: None)
 
     return made_once(shared_tmp, "run", make)

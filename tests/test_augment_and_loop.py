@@ -16,7 +16,8 @@ from edgecnn.data import Dataset, LabelledImages
 from edgecnn.data.dataset import Item
 from edgecnn.errors import TrainingError
 from edgecnn.nets import Deployed, build_net
-from edgecnn.spec import ModelConfig, Preprocess
+from edgecnn.nets.compact import compact_config
+from edgecnn.spec import Preprocess
 from edgecnn.training import augment, loop
 from edgecnn.training.augment import augment_light
 from edgecnn.training.loop import Epoch, Trained, _optimizer, fit, predict_logits
@@ -169,7 +170,7 @@ def _dataset(train: int = 48, side: int = 6, classes: int = 3) -> Dataset:
 
 def _net(dataset: Dataset, seed: int = 0, dropout: float = 0.1) -> nn.Module:
     torch.manual_seed(seed)
-    return build_net(ModelConfig(widths=(6,), depth=1, dropout=dropout), dataset.preprocess, len(dataset.labels))
+    return build_net(compact_config((6,), depth=1, dropout=dropout), dataset.preprocess, len(dataset.labels))
 
 
 def _weights(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -341,7 +342,7 @@ def test_weights_broken_by_the_last_step_are_not_the_best() -> None:
 def test_a_last_batch_of_one_image_is_trained_on() -> None:
     """Images of the least size, where the last batch holds one of them, do not stop batch norm."""
     dataset = _dataset(train=17, side=4, classes=2)
-    net = build_net(ModelConfig(widths=(4, 4, 4), depth=1), dataset.preprocess, 2)
+    net = build_net(compact_config((4, 4, 4), depth=1), dataset.preprocess, 2)
     trained = fit(net, dataset, Recipe(epochs=3, batch_size=16))
     assert len(trained.history) == 3
 

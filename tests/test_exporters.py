@@ -669,12 +669,12 @@ def test_a_net_of_one_convolution_has_it_in_int8(tmp_path: Path, calibration: np
     import torch
 
     from edgecnn.nets import build_net
-    from edgecnn.spec import ModelConfig
+    from edgecnn.nets.compact import compact_config
     from edgecnn.training.checkpoint import Header, save_checkpoint
 
     torch.manual_seed(0)
     preprocess = Preprocess(height=8, width=8, channels=1, scale=0.01, zero_point=78)
-    model = ModelConfig(widths=(8,), depth=1)
+    model = compact_config((8,), depth=1)
     net = build_net(model, preprocess, 3).eval()
     file = tmp_path / "one.safetensors"
     save_checkpoint(file, net, Header(model=model, preprocess=preprocess, labels=("a", "b", "c")))

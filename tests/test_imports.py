@@ -21,10 +21,10 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotli
 TORCH_CODE = ("edgecnn.nets", "edgecnn.training")
 
 # DESIGN.md's table, lowest first; a module takes the layer of the longest name here that it begins with. Beyond the
-# table: files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
+# table: layers, files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
 # and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.files", "edgecnn.host"),
+    ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.layers", "edgecnn.files", "edgecnn.host"),
     ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.archive", "edgecnn.bundle", "edgecnn.exporter"),
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     ("edgecnn.predict", "edgecnn.parity", "edgecnn.bench", "edgecnn.device", "edgecnn.report", "edgecnn.training"),

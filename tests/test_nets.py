@@ -11,7 +11,8 @@ from torch import nn
 from edgecnn.errors import UsageError
 from edgecnn.nets import Cost, Deployed, build_net, measure_cost
 from edgecnn.nets.build import default_config
-from edgecnn.spec import ModelConfig, Preprocess
+from edgecnn.nets.compact import compact_config
+from edgecnn.spec import Preprocess
 
 
 def _side(size: int, channels: int = 1, width: int | None = None) -> Preprocess:
@@ -20,7 +21,7 @@ def _side(size: int, channels: int = 1, width: int | None = None) -> Preprocess:
 
 def test_cost_of_a_net_counted_by_hand() -> None:
     """Two convolutions on 8x8 and 4x4 and a linear layer cost what pencil and paper say."""
-    net = build_net(ModelConfig(widths=(8, 16), depth=1), _side(8), 10)
+    net = build_net(compact_config((8, 16), depth=1), _side(8), 10)
     parameters = (9 * 1 * 8 + 2 * 8) + (9 * 8 * 16 + 2 * 16) + (16 * 10 + 10)
     macs = 8 * 8 * 8 * (9 * 1) + 4 * 4 * 16 * (9 * 8) + 16 * 10
     assert (parameters, macs) == (1442, 23200)
@@ -41,7 +42,7 @@ def test_cost_of_any_net_follows_from_its_shape(
 ) -> None:
     """Each convolution multiplies 9 values a channel at each pixel left, and each halving rounds down."""
     preprocess = _side(height, channels, width)
-    net = build_net(ModelConfig(widths=widths, depth=depth), preprocess, classes)
+    net = build_net(compact_config(widths, depth=depth), preprocess, classes)
     parameters, macs, last = 0, 0, channels
     for stage, filters in enumerate(widths):
         pixels = (height >> stage) * (width >> stage)
@@ -57,7 +58,7 @@ def test_cost_of_any_net_follows_from_its_shape(
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_cost_leaves_the_net_as_it_was(training: bool) -> None:
     """Neither the mode, nor the batch norms' statistics, nor any hook is left changed behind."""
-    net = build_net(ModelConfig(widths=(4,), depth=1), _side(4), 2).train(training)
+    net = build_net(compact_config((4,), depth=1), _side(4), 2).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     measure_cost(net, _side(4))
     assert net.training is training
@@ -76,7 +77,7 @@ def test_grouped_convolutions_cost_a_group_each() -> None:
 )
 def test_the_net_gives_logits_for_its_images(size: int, channels: int, widths: tuple[int, ...], depth: int) -> None:
     """A net maps a batch of its images to as many rows of one logit a class."""
-    net = build_net(ModelConfig(widths=widths, depth=depth), _side(size, channels), 5).eval()
+    net = build_net(compact_config(widths, depth=depth), _side(size, channels), 5).eval()
     assert net(torch.zeros(3, channels, size, size)).shape == (3, 5)
 
 
@@ -89,7 +90,7 @@ def test_a_whole_net_computed_by_hand() -> None:
     """Convolution, batch norm, ReLU, pooling and head of a small net are what scipy and numpy compute."""
     preprocess = Preprocess(height=6, width=4, channels=1, scale=0.01, zero_point=90)
     torch.manual_seed(0)
-    net = build_net(ModelConfig(widths=(2, 3), depth=1, dropout=0.5), preprocess, 4)
+    net = build_net(compact_config((2, 3), depth=1, dropout=0.5), preprocess, 4)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -131,7 +132,7 @@ def test_a_whole_net_computed_by_hand() -> None:
 def test_deployed_normalises_by_hand_in_float64(channels: int) -> None:
     """In float64 the deployed net is the bare net on scale * (pixel - zero point), planes first, to the last bit."""
     preprocess = Preprocess(height=8, width=8, channels=3 if channels == 3 else 1, scale=0.0173, zero_point=77)
-    net = build_net(ModelConfig(widths=(4, 8), depth=1), preprocess, 10).double().eval()
+    net = build_net(compact_config((4, 8), depth=1), preprocess, 10).double().eval()
     image = _image(preprocess)
     planes = np.moveaxis((image.numpy().astype(np.float64) - 77) * 0.0173, 3, 1)
     with torch.inference_mode():
@@ -145,7 +146,7 @@ def test_deployed_normalises_by_hand_in_float64(channels: int) -> None:
 def test_deployed_follows_the_precision_of_its_net() -> None:
     """A float32 net gives float32, near its own float64 twin and not equal to it."""
     preprocess = _side(8)
-    net = build_net(ModelConfig(widths=(4,), depth=1), preprocess, 3).eval()
+    net = build_net(compact_config((4,), depth=1), preprocess, 3).eval()
     deployed, image = Deployed(net, preprocess).eval(), _image(preprocess)
     with torch.inference_mode():
         single = deployed(image)[0]
@@ -178,21 +179,21 @@ def test_images_too_small_for_the_net_are_an_error(size: int, widths: tuple[int,
     """A net that would halve its images away is refused with the size that it needs."""
     least = 2 ** (len(widths) - 1)
     with pytest.raises(UsageError, match=rf"too small for {len(widths)} widths.*--size {least} or more"):
-        build_net(ModelConfig(widths=widths), _side(size), 10)
-    assert build_net(ModelConfig(widths=widths), _side(least), 10)
+        build_net(compact_config(widths), _side(size), 10)
+    assert build_net(compact_config(widths), _side(least), 10)
 
 
 def test_the_shorter_side_decides() -> None:
     """A long and narrow image is too small by its narrow side."""
     with pytest.raises(UsageError, match="64x3 are too small"):
-        build_net(ModelConfig(widths=(8, 16, 32)), Preprocess(height=3, width=64, channels=1), 10)
+        build_net(compact_config((8, 16, 32)), Preprocess(height=3, width=64, channels=1), 10)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        ModelConfig(widths=()),
-        ModelConfig(widths=(8, 0)),
+        compact_config(()),
+        compact_config((8, 0)),
         ModelConfig(depth=0),
         ModelConfig(dropout=1.0),
         ModelConfig(dropout=-0.1),

@@ -17,12 +17,13 @@ import torch
 from edgecnn.data import open_data
 from edgecnn.errors import CheckpointError, DataError
 from edgecnn.nets import Deployed, build_net
+from edgecnn.nets.compact import compact_config
 from edgecnn.runs import CHECKPOINT, CONFIG, METRICS, open_run_data, read_run
-from edgecnn.spec import ModelConfig, Preprocess
+from edgecnn.spec import Preprocess
 from edgecnn.training.checkpoint import Header, load_checkpoint, parse_checkpoint, save_checkpoint
 
 HEADER = Header(
-    model=ModelConfig(widths=(4, 6), depth=1),
+    model=compact_config((4, 6), depth=1),
     preprocess=Preprocess(height=8, width=8, channels=1, scale=0.0078125, zero_point=77),
     labels=("ant", "bee", "cät"),
 )
@@ -249,7 +250,7 @@ def test_a_run_says_what_was_decided_and_what_came_of_it(run_folder: Path) -> No
     digits = open_data("digits")
     assert config.data == "digits"
     assert config.labels == digits.labels
-    assert config.model == ModelConfig(widths=(8, 16), depth=1)
+    assert config.model == compact_config((8, 16), depth=1)
     assert config.test_sha256 == digits.test.sha256()
     assert config.preprocess.zero_point == round(digits.train.pixels.astype(np.float64).mean())
     assert config.preprocess.scale == pytest.approx(1 / digits.train.pixels.astype(np.float64).std(), rel=1e-6)

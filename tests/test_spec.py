@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from edgecnn.errors import BackendError, DamagedError, UsageError
-from edgecnn.spec import TARGETS, Artifact, BackendRef, Frozen, ModelConfig, Preprocess, TensorSpec, Tolerance, to_json
+from edgecnn.spec import TARGETS, Artifact, BackendRef, Frozen, Preprocess, TensorSpec, Tolerance, to_json
 
 REFS = {
     "torch": ("torch", None, "cpu"),
@@ -145,7 +145,6 @@ def test_preprocess_from_json_needs_the_size(missing: str) -> None:
 SAMPLES: list[Frozen] = [
     TensorSpec(name="x", shape=(None, 3), dtype="uint8"),
     Preprocess(height=8, width=6, channels=3, fit="pad", background=0, scale=0.0123456789, zero_point=77),
-    ModelConfig(widths=(4, 8), depth=1, dropout=0.0),
     Tolerance(noise_multiple=4.0, recorded_share=0.1, max_drop=0.05, confidence=0.9),
     BackendRef(backend="onnxruntime", artifact="int8", device="cuda:0"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -16,6 +16,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from edgecnn.data import DataOptions
 
     class BackendBase(click.ParamType[BackendRef]):
         """A parameter that is a BackendRef."""
@@ -77,6 +79,35 @@ def max_drop_option(default: str | None, said: str) -> Callable[[Decorated], Dec
 def candidates_option(text: str) -> Callable[[Decorated], Decorated]:
     """Make the repeatable `-c`."""
     return click.option("-c", "--candidate", "candidates", type=backend_type, multiple=True, help=text)
+
+
+def data_options(command: Decorated) -> Decorated:
+    """Add what says how a source of images is to be read: for train and data check."""
+    share = click.FloatRange(0, 1, min_open=True, max_open=True)
+    seed = "Of split, weights, order and augmentation."
+    added = (
+        click.option("--image-size", type=click.IntRange(4, 1024), help="Side of the square the net sees.  [default: the images' own, up to 96]"),
+        click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour.  [default: as the images are]"),
+        click.option("--fit", type=click.Choice(["stretch", "crop", "pad"]), default="stretch", show_default=True, help="How images that are not square become so."),
+        click.option("--val", type=share, help="Share split off for validation where the data has none."),
+        click.option("--test", type=share, help="Share split off for the test where the data has none."),
+        click.option("--group-from", metavar="REGEX|COLUMN", help="Images whose name gives the same match, or which share a CSV's column, stay in one split."),
+        click.option("--stream/--no-stream", default=None, help="Decode files on each use, for sets larger than memory.  [default: by size]"),
+        click.option("--strict", is_flag=True, help="Stop at broken images and at warnings instead of going on."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=seed),
+    )  # fmt: skip
+    for option in reversed(added):
+        command = option(command)
+    return command
+
+
+def make_data_options(options: dict[str, Any]) -> DataOptions:
+    """Gather what `data_options` added."""
+    from edgecnn.data import DataOptions
+
+    names = ("fit", "val", "test", "group_from", "stream", "strict", "seed")
+    channels: Literal[1, 3] | None = {"1": 1, "3": 3}.get(options["channels"])  # type: ignore[assignment]  # click checked it
+    return DataOptions(size=options["image_size"], channels=channels, **{name: options[name] for name in names})
 
 
 def say(text: str) -> None:

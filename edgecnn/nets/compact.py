@@ -1,44 +1,26 @@
-"""The compact CNN: convolutions with batch norm and ReLU, pooling between widths, dropout, one linear layer."""
+"""`compact`: convolutions at each of a list of widths, halving the image between them; for those who set both."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
 
-from edgecnn.spec import ModelConfig
-
-
-class Compact(nn.Module):
-    """`depth` 3x3 convolutions at each width, max pooling between widths, average pooling at the end.
-
-    Takes normalised float images (N, C, H, W) and gives logits (N, classes). The last pooling has a fixed window
-    rather than an adaptive one: the exporter turns adaptive pooling into ReduceMean, which has no int8 kernel.
-    """
-
-    def __init__(self, config: ModelConfig, height: int, width: int, channels: int, classes: int) -> None:
-        super().__init__()
-        stages: list[nn.Module] = []
-        for index, filters in enumerate(config.widths):
-            if index:
-                stages.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            for _ in range(config.depth):
-                stages.append(conv_block(channels, filters))
-                channels = filters
-        self.stages = nn.Sequential(*stages)
-        self.pool = nn.AvgPool2d((height, width))
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute logits."""
-        features = self.pool(self.stages(x)).flatten(1)
-        logits: torch.Tensor = self.head(self.dropout(features))
-        return logits
+from edgecnn.layers import Conv, Dropout, Layer, ModelConfig, Pool
 
 
-def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    """Make a 3x3 convolution, batch norm and ReLU: what int8 kernels fuse into one."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+def compact_layers(widths: Sequence[int], depth: int = 2, dropout: float = 0.1) -> tuple[Layer, ...]:
+    """List `depth` 3x3 convolutions at each width, max pooling between widths and average pooling at the end."""
+    layers: list[Layer] = []
+    for index, filters in enumerate(widths):
+        layers += [Pool()] * bool(index) + [Conv(filters=filters)] * depth
+    return (*layers, Pool(pooling="average", kernel="all"), Dropout(rate=dropout))
+
+
+def default_widths(side: int) -> tuple[int, ...]:
+    """Choose widths by image size: one more halving for each doubling, ending at about 4x4 pixels."""
+    widths = (16, 32, 48, 64, 96)
+    return widths[: max(1, min(len(widths), side.bit_length() - 2))]
+
+
+def compact_config(widths: Sequence[int], depth: int = 2, dropout: float = 0.1) -> ModelConfig:
+    """Make the configuration of such a net without looking at the images."""
+    return ModelConfig(net="compact", layers=compact_layers(widths, depth, dropout))

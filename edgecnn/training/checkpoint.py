@@ -14,8 +14,9 @@ from torch import nn
 
 from edgecnn.errors import CheckpointError, UsageError
 from edgecnn.files import write_atomic
+from edgecnn.layers import ModelConfig
 from edgecnn.nets import build_net
-from edgecnn.spec import Frozen, ModelConfig, Preprocess
+from edgecnn.spec import Frozen, Preprocess
 
 FILE = "model.safetensors"
 _KEY = "edgecnn"

@@ -23,9 +23,10 @@ from edgecnn.bundle import Bundle
 from edgecnn.data import DataOptions, LabelledImages, open_data
 from edgecnn.data.of_bundle import find_test_images
 from edgecnn.errors import BackendError, CheckpointError, DataError, EdgecnnError, ImageError
+from edgecnn.nets.compact import compact_config
 from edgecnn.parity import ParityReport, Verdict, compare
 from edgecnn.runs import read_run
-from edgecnn.spec import BackendRef, ModelConfig
+from edgecnn.spec import BackendRef
 
 Array = npt.NDArray[Any]
 Edit = Callable[[onnx.ModelProto], None]
@@ -91,7 +92,7 @@ def colour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = DataOptions()
     dataset = open_data(str(folder / "colour.npz"), options)
     run, out = folder / "run", folder / "bundle"
-    train(dataset, options, run, ModelConfig(widths=(8,), depth=1), Recipe(epochs=1), "cpu", lambda epoch: None)
+    train(dataset, options, run, compact_config((8,), depth=1), Recipe(epochs=1), "cpu", lambda epoch: None)
     export_bundle(run, *read_run(run), dataset, out, ExportOptions(exporters=("onnx",)))
     return out
 

@@ -1,0 +1,81 @@
+"""A training on its way, on disk: what `--resume` goes on from, bit for bit."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import msgspec
+import torch
+
+from edgecnn.errors import CheckpointError, UsageError
+from edgecnn.files import write_atomic
+from edgecnn.runs import RunConfig
+from edgecnn.training.loop import Epoch, Progress, Training
+
+FILE = "resume.pt"
+
+
+def save_state(path: Path, training: Training, config: RunConfig) -> None:
+    """Write weights, their average, the best so far, the optimizer and the progress, atomically."""
+    progress = training.progress
+    state = {
+        "config": msgspec.json.encode(config).decode(),
+        "net": training.net.state_dict(),
+        "average": training.average.net.state_dict(),
+        "best": training.best,
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "peak": training.peak,
+        "progress": (progress.epoch, progress.batch, progress.loss, progress.seconds, progress.epoch_seconds),
+        "history": [msgspec.to_builtins(epoch) for epoch in progress.history],
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path, training: Training, config: RunConfig) -> None:
+    """Put a training where the saved one was.
+
+    Raises:
+        UsageError: the saved training is of another net, data set or recipe; the first difference is named.
+        CheckpointError: the file is damaged.
+    """
+    try:
+        state = torch.load(path, map_location=training.device, weights_only=True)
+        saved = msgspec.json.decode(state["config"], type=RunConfig)
+    except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, TypeError, msgspec.MsgspecError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: cannot be resumed from ({reason}); remove it to start anew") from None
+    refuse_another(path, saved, config)
+    try:
+        training.net.load_state_dict(state["net"])
+        training.average.net.load_state_dict(state["average"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.scaler.load_state_dict(state["scaler"])
+        training.best, training.peak = state["best"], state["peak"]
+        history = [msgspec.convert(row, type=Epoch) for row in state["history"]]
+        epoch, batch, loss, seconds, epoch_seconds = state["progress"]
+    except (RuntimeError, KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: does not hold this net ({reason}); remove it to start anew") from None
+    training.progress = Progress(epoch, batch, loss, seconds, epoch_seconds, history)
+
+
+def refuse_another(path: Path, saved: RunConfig, config: RunConfig) -> None:
+    """See that the training to be resumed is this one.
+
+    Raises:
+        UsageError: it is not; what differs is named.
+    """
+    if saved.model != config.model:
+        raise UsageError(f"{path.parent}: was training the net {saved.model.net}, another one than {config.model.net}; resume with the same options")  # fmt: skip
+    for name in ("test_sha256", "split", "labels", "preprocess"):
+        if getattr(saved, name) != getattr(config, name):
+            raise UsageError(f"{path.parent}: was training on other data or another split ({name} differs); resume with the same data and options")  # fmt: skip
+    for name, value in config.recipe.items():
+        if saved.recipe.get(name) != value:
+            raise UsageError(f"{path.parent}: was started with {name} {saved.recipe.get(name)}, not {value}; resume with the same options")  # fmt: skip
