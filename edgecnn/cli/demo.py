@@ -35,7 +35,7 @@ def command(out: Path) -> None:
       edgecnn demo -o /tmp/demo
     """  # fmt: skip
     run, bundle = out / "runs/digits", out / "bundles/digits"
-    training = _edgecnn("train", "digits", "-o", str(run), "--json")
+    training = _edgecnn("train", "digits", "-o", str(run), "--size", "n", "--json")
     manifest = _edgecnn("export", str(run), "-o", str(bundle), "--json")
     images = bundle / "goldens"
     _edgecnn("predict", str(bundle), str(images), "--top", "1", show=5)
