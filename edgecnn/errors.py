@@ -27,6 +27,10 @@ class TrainingError(EdgecnnError):
     """Training that cannot go on, for example after a loss that is not a number."""
 
 
+class LostProcessError(TrainingError):
+    """Another of the processes that train together has ended; whoever is left says so."""
+
+
 class BundleError(EdgecnnError):
     """A bundle that cannot be read or written."""
 

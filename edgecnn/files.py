@@ -19,8 +19,18 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk does not say which file it has no room for
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep_file(path: Path) -> None:
+    """Remove what processes that were killed while writing `path` have left beside it."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if pid.isdigit() and not _is_running(int(pid)):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import IO, Any, NoReturn
 import click
 
 from edgecnn import __version__
-from edgecnn.errors import EdgecnnError
+from edgecnn.errors import EdgecnnError, LostProcessError
 
 # In the order in which they are used; help texts and the README follow it.
 COMMANDS = ("train", "export", "predict", "parity", "bench", "inspect", "doctor", "demo", "completion")
@@ -26,7 +27,10 @@ class _Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class, we know it per error
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message on one line."""
+        """Print the message on one line; of processes under torchrun, which fail alike, the first does so."""
+        if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(self.__cause__, LostProcessError):
+            time.sleep(10)  # torchrun ends all when one ends: the first is to be that one
+            return
         click.echo(f"edgecnn: {' '.join(self.message.split())}", err=True)
 
 
@@ -83,7 +87,8 @@ class LazyGroup(click.Group):
             with _one_line():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("edgecnn: interrupted; files already written are whole", err=True)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                click.echo("edgecnn: interrupted; files already written are whole", err=True)
             ctx.exit(130)
 
 

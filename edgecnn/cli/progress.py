@@ -31,15 +31,17 @@ def training_progress(epochs: int) -> Iterator[Callable[[Epoch], None]]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=epochs)
-        yield lambda epoch: progress.update(task, advance=1, description=_describe(epoch))
+        yield lambda epoch: progress.update(task, completed=epoch.number, description=_describe(epoch))
 
 
 def _plain(epochs: int) -> Callable[[Epoch], None]:
-    start = time.perf_counter()
+    start, done = time.perf_counter(), 0
 
     def on_epoch(epoch: Epoch) -> None:
+        nonlocal done
+        done += 1  # which is less than the epoch's number where a training goes on
         if epoch.number % max(1, epochs // _LINES) == 0 or epoch.number == epochs:
-            left = (time.perf_counter() - start) / epoch.number * (epochs - epoch.number)
+            left = (time.perf_counter() - start) / done * (epochs - epoch.number)
             say(f"epoch {epoch.number}/{epochs}  {_describe(epoch)}  {left:.0f} s left")
 
     return on_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def command(out: Path, data: str, as_json: bool, device: str, **options: Any) ->
     from edgecnn.cli.progress import training_progress
 
     try:
-        with training_progress(epochs) as on_epoch:
+        with training_progress(epochs) if processes.first else nullcontext(_nothing) as on_epoch:
             metrics = train(
                 dataset, asked, out, choice, recipe, device, on_epoch, processes=processes, resume=options["resume"],
                 auto_lr=options["lr"] == "auto", calibrate=options["calibrate"], say=tell,
@@ -151,5 +152,5 @@ def _described(recipe: Any) -> str:
     return describe_augment(recipe.augment)
 
 
-def _nothing(text: str) -> None:
+def _nothing(said: object) -> None:
     """Say nothing: the first process speaks for all."""

@@ -62,12 +62,15 @@ def parse_augment(text: str, mirrored: bool) -> Augment:
         name, equals, value = word.partition("=")
         off = name.startswith("no-")
         part = name.removeprefix("no-")
+        if word in LEVELS:
+            raise UsageError(f"--augment {text}: there is one level, and it comes first; {word!r} cannot stand here")
         if part not in found or (off and equals):
             raise UsageError(f"--augment {text}: {word!r} is neither {', '.join(LEVELS)} nor one of {', '.join(found)}")
         try:
             found[part] = _value(part, off, value if equals else None)
         except ValueError:
-            raise UsageError(f"--augment {text}: {word!r} needs a number, for example {part}=0.2") from None
+            needs = "no number" if part == "mirror" else f"a number, for example {part}=0.2"
+            raise UsageError(f"--augment {text}: {word!r} needs {needs}") from None
     try:
         return Augment(**found)
     except ValueError as error:
@@ -159,11 +162,13 @@ def _moved(images: torch.Tensor, draws: Draws, parts: Augment) -> torch.Tensor:
     if not (parts.turn or parts.zoom):  # whole pixels, or every image would be blurred for nothing
         half = torch.tensor([images.shape[3], images.shape[2]]) / 2
         shifts = torch.round(shifts * half) / half
-    rows = torch.stack([cosine * side, -sine, shifts[:, 0], sine * side, cosine, shifts[:, 1]], dim=1)
+    aspect = images.shape[2] / images.shape[3]  # the grid is 2 by 2, whatever the image's sides
+    rows = torch.stack([cosine * side, -sine * aspect, shifts[:, 0], sine * side / aspect, cosine, shifts[:, 1]], dim=1)
     grid = functional.affine_grid(
         rows.view(-1, 2, 3).to(images.device, images.dtype), list(images.shape), align_corners=False
     )
-    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    mode = "bilinear" if parts.turn or parts.zoom else "nearest"
+    return functional.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def _cut(images: torch.Tensor, draws: Draws, share: float, grey: float) -> torch.Tensor:

@@ -48,10 +48,11 @@ class Batches:
         self.images, self.recipe, self.processes = images, recipe, processes
         self.count = max(1, math.ceil((len(images) - 1) / size))
         self.labels = torch.from_numpy(images.labels)
-        if processes.count > 1 and len(images) // self.count < 2 * processes.count:
+        least = len(images) // self.count
+        if (least + 1) // 2 < processes.count:  # each process takes at least one pair
             raise UsageError(
-                f"batches of {len(images) // self.count} images are too small for {processes.count} processes: "
-                f"use --batch-size {2 * processes.count} or more"
+                f"batches of {least} images are too small for {processes.count} processes: "
+                f"use --batch-size {4 * processes.count} or more, or fewer processes"
             )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from edgecnn.data import Dataset
 from edgecnn.errors import TrainingError
+from edgecnn.nets import Deployed
 from edgecnn.training.loop import Training
 from edgecnn.training.recipe import Recipe
 
@@ -20,7 +21,7 @@ _BELOW = 3.0  # the peak of a schedule is taken this far below the rate at which
 _DIVERGED = 2.0  # times the least loss: higher rates would tell nothing
 
 
-def find_lr(net: nn.Module, dataset: Dataset, recipe: Recipe, device: str) -> float:
+def find_lr(net: nn.Module, dataset: Dataset, recipe: Recipe, device: str, teacher: Deployed | None = None) -> float:
     """Return the peak learning rate to train with; the network and torch's generator are left as they were.
 
     A copy of the network takes steps at rates that rise geometrically; its loss falls, then climbs.
@@ -31,7 +32,7 @@ def find_lr(net: nn.Module, dataset: Dataset, recipe: Recipe, device: str) -> fl
     lowest, highest = _RANGE[recipe.optimizer]
     state = torch.get_rng_state()
     trial = msgspec.structs.replace(recipe.resolve(len(dataset.train)), epochs=1, ema=0.0, lr=1.0)
-    training = Training(copy.deepcopy(net), dataset, trial, device)
+    training = Training(copy.deepcopy(net), dataset, trial, device, teacher=teacher)
     losses, rates = [], []
     for step in range(_STEPS):
         rate = lowest * (highest / lowest) ** (step / (_STEPS - 1))

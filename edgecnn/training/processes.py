@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from edgecnn.errors import TrainingError
+from edgecnn.errors import LostProcessError, TrainingError, UsageError
 
 _PATIENCE = timedelta(minutes=10)
 
@@ -22,6 +25,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     local_count: int = 1
+    device: str = "cpu"
 
     @property
     def first(self) -> bool:
@@ -38,17 +42,21 @@ class Processes:
         """Add a tensor up over all processes, in place.
 
         Raises:
-            TrainingError: another process has died.
+            LostProcessError: another process has died.
         """
         if self.count > 1:
             try:
                 distributed.all_reduce(values)
             except RuntimeError as error:
-                raise TrainingError(
+                raise LostProcessError(
                     f"process {self.rank} of {self.count} lost another one ({_first_line(error)}); look for its message, "
                     "then go on with --resume"
                 ) from error
         return values
+
+    def of_first(self, value: float) -> float:
+        """Give every process the first one's value."""
+        return float(self.sum(torch.tensor(value if self.first else 0.0, dtype=torch.float64, device=self.device)))
 
     def sum_gradients(self, net: nn.Module) -> None:
         """Add the gradients up over all processes, all in one message."""
@@ -70,20 +78,38 @@ def join_processes(device: str) -> tuple[Processes, str]:
 
     Raises:
         TrainingError: they could not find each other.
+        UsageError: there are fewer CUDA devices than processes.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE, device
     cuda = device.startswith("cuda")
+    local, local_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        if local > torch.cuda.device_count():
+            raise UsageError(f"{local} processes need {local} CUDA devices, and torch sees {torch.cuda.device_count()}")
+        device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
+    elif local == count:
+        _keep_to_this_machine()
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"the {count} processes could not join ({_first_line(error)}); start them with torchrun") from error  # fmt: skip
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Processes(rank=distributed.get_rank(), count=count, local_count=local), device
+    return Processes(rank=distributed.get_rank(), count=count, local_count=local, device=device), device
+
+
+def _keep_to_this_machine() -> None:
+    """Let gloo talk over the loopback: it would look the host's name up, which may lead nowhere without a network."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def _stopped(number: int, frame: object) -> None:
+    """Say why this process ends: torchrun stops all of them as soon as one has died."""
+    raise LostProcessError("stopped by torchrun, as another process has ended; look for its message, then go on with --resume")  # fmt: skip
 
 
 class SharedNorm(nn.BatchNorm2d):
@@ -95,12 +121,15 @@ class SharedNorm(nn.BatchNorm2d):
         """Normalise (N, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.processes)  # type: ignore[no-untyped-call]
+        weight = x.new_ones(self.num_features) if self.weight is None else self.weight
+        bias = x.new_zeros(self.num_features) if self.bias is None else self.bias
+        y, mean, variance, count = _Normalise.apply(x, weight, bias, self.eps, self.processes)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            momentum = 0.1 if self.momentum is None else self.momentum
+            seen = 1 if self.num_batches_tracked is None else int(self.num_batches_tracked) + 1
+            momentum = 1 / seen if self.momentum is None else self.momentum  # None is the plain mean of all batches
             if self.running_mean is not None and self.running_var is not None:
                 self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+                self.running_var.lerp_(variance * float(count / (count - 1).clamp(min=1)), momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         normalised: torch.Tensor = y
@@ -113,7 +142,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, processes: Processes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         count = x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(x.to(weight.dtype), dim=(0, 2, 3), correction=0)
         mean, variance = mean.double(), variance.double()
         # Sums in float64: a mean of squares less a square of the mean loses digits.
         sums = processes.sum(torch.cat([mean * count, (variance + mean**2) * count, mean.new_tensor([count])]))
@@ -127,12 +156,12 @@ class _Normalise(torch.autograd.Function):
         scale = weight * inverse
         y = (x * _planes(scale) + _planes(bias - mean * scale)).to(x.dtype)
         ctx.mark_non_differentiable(mean, variance, total)
-        return y, mean, variance, total.to(weight.dtype)
+        return y, mean, variance, total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, weight, mean, inverse = ctx.saved_tensors
-        gradient = gradients[0]
+        gradient = gradients[0].to(weight.dtype)  # sums in half precision would overflow
         normal = (x - _planes(mean)) * _planes(inverse)
         of_bias = gradient.sum(dim=(0, 2, 3))
         of_weight = (gradient * normal).sum(dim=(0, 2, 3))
@@ -161,4 +190,6 @@ def _planes(values: torch.Tensor) -> torch.Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    """Take the first sentence, without the line of the C++ source before it."""
+    line = re.sub(r"^\[\S*\] *", "", str(error).strip().partition("\n")[0])
+    return line.partition(". ")[0][:160] or type(error).__name__

@@ -14,7 +14,7 @@ from torch import nn
 from edgecnn import __version__, host
 from edgecnn.data import DataOptions, Dataset
 from edgecnn.errors import UsageError
-from edgecnn.files import write_atomic
+from edgecnn.files import sweep_file, write_atomic
 from edgecnn.layers import ModelConfig
 from edgecnn.nets import Deployed, NetChoice, build_net, choose_net, measure_cost
 from edgecnn.runs import CHECKPOINT, CONFIG, METRICS, Metrics, RunConfig, read_run
@@ -60,7 +60,7 @@ def train(
     _check_device(device)
     if resume and (out / METRICS).exists() and not (out / state.FILE).exists():
         say(f"{out}: has finished already")
-        return read_run(out)[1]
+        return read_run(out)[1] if processes.first else None
     if (out / state.FILE).exists() and not resume:
         raise UsageError(f"{out}: holds an unfinished training; go on with it by --resume, or remove the folder")
     dataset = _normalised(dataset)
@@ -74,7 +74,8 @@ def train(
     cost = measure_cost(net, dataset.preprocess)
     teacher = _teacher(recipe, dataset, device)
     if auto_lr and not (resume and (out / state.FILE).exists()):
-        recipe = msgspec.structs.replace(recipe, lr=find_lr(net, dataset, recipe, device))
+        found = processes.of_first(find_lr(net, dataset, recipe, device, teacher))
+        recipe = msgspec.structs.replace(recipe, lr=found)
         say(f"learning rate {recipe.lr:g}, found")
     elif auto_lr:
         recipe = msgspec.structs.replace(recipe, lr=_recorded_lr(out, recipe))
@@ -101,6 +102,8 @@ def train(
         say(f"{out}: nothing to resume; starts anew")
     if processes.first:
         out.mkdir(parents=True, exist_ok=True)
+        for name in (CHECKPOINT, CONFIG, METRICS, state.FILE):
+            sweep_file(out / name)
         (out / METRICS).unlink(missing_ok=True)  # a folder without metrics is a run that has not finished
         write_atomic(out / CONFIG, to_json(config))
     trained = _run(training, out, header, config, on_epoch)
