@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Margin = Annotated[int, msgspec.Meta(ge=0, le=64)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Activation = Literal["relu", "relu6", "none"]
+MOST = 50_000_000  # parameters of a net, and values that a layer gives for one image: more is a slip of the finger
 
 
 class Conv(Frozen, frozen=True, tag_field="kind", tag="conv"):
@@ -101,15 +103,20 @@ class UnfitError(UsageError):
         self.path = path
 
 
+class TooLargeError(UnfitError):
+    """A layer that would take more memory than any net for an edge box."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What flows between layers: `size` is (channels, height, width), or (units,) once flattened.
 
-    `field` is the receptive field in pixels of the image and `jump` the image pixels from one value to the next.
+    `field` is the side of the receptive field in pixels of the image, None where that is all of it, and `jump` the
+    image pixels from one value to the next.
     """
 
     size: tuple[int, ...]
-    field: int = 1
+    field: int | None = 1
     jump: int = 1
 
 
@@ -117,7 +124,7 @@ class Row(Frozen, frozen=True):
     """One line of a network's table: a layer, the shape it gives, what it costs, and how many pixels it sees.
 
     `macs` are multiply-accumulates for one image. `field` is the side of the receptive field in pixels, None where
-    that is the whole image.
+    that is as large as the image or larger.
     """
 
     name: str
@@ -131,15 +138,33 @@ def trace(layers: Sequence[Layer], image: tuple[int, int, int], classes: int) ->
     """Follow an image of (channels, height, width) through the layers and the final linear one.
 
     Raises:
-        UnfitError: a layer does not fit what comes before it.
+        UnfitError: a layer does not fit what comes before it, or the net is too large to be meant.
     """
     shape = Shape(image)
     rows: list[Row] = []
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate((*layers, Linear(units=classes, activation="none"))):
         shape, found = _apply(layer, shape, (index,))
         rows += found
-    _, found = _apply(Linear(units=classes, activation="none"), shape, (len(layers),))
-    return rows + found
+        _check_size(rows, found, (index,))
+    return [msgspec.structs.replace(row, field=_within(row.field, image)) for row in rows]
+
+
+def _check_size(rows: Sequence[Row], found: Sequence[Row], path: tuple[int, ...]) -> None:
+    """Refuse a layer, `found`, that takes the net so far, `rows`, beyond what can be meant."""
+    parameters = sum(row.parameters for row in rows)
+    if parameters > MOST:
+        raise TooLargeError(f"up to here the net has {parameters:,} parameters, and {MOST:,} is the most", path)
+    values = max(math.prod(row.shape) for row in found)
+    if values > MOST:
+        raise TooLargeError(f"for one image {values:,} values come out of this, and {MOST:,} is the most", path)
+
+
+def _within(field: int | None, image: tuple[int, int, int]) -> int | None:
+    return None if field is None or field >= max(image[1:]) else field
+
+
+def _grown(field: int | None, pixels: int) -> int | None:
+    return None if field is None else field + pixels
 
 
 def outputs(layers: Sequence[Layer], image: tuple[int, int, int]) -> Iterator[Shape]:
@@ -175,9 +200,11 @@ def _convolution(layer: Conv | Depthwise, shape: Shape, path: tuple[int, ...]) -
 
 
 def _pool(layer: Pool, shape: Shape, path: tuple[int, ...]) -> tuple[Shape, list[Row]]:
-    channels, height, width = shape.size
+    channels = shape.size[0]
     if layer.kernel == "all":
-        after = Shape((channels, 1, 1), shape.field + (max(height, width) - 1) * shape.jump, shape.jump)
+        if layer.stride is not None or layer.padding:
+            raise UnfitError(f"{_named(layer)}: one window has neither stride nor padding", path)
+        after = Shape((channels, 1, 1), None, shape.jump)
         return after, [_row(_named(layer), after)]
     if layer.padding * 2 > layer.kernel:
         raise UnfitError(f"{_named(layer)}: a padding of {layer.padding} is more than half of the kernel", path)
@@ -193,14 +220,12 @@ def _slide(
         seen = f"{width}x{height}" + (f", after strides of {shape.jump} in all" if shape.jump > 1 else "")
         raise UnfitError(f"{_named(layer)} does not fit: what comes in is {seen}", path)
     after = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
-    return Shape((channels, *after), shape.field + (kernel - 1) * shape.jump, shape.jump * stride)
+    return Shape((channels, *after), _grown(shape.field, (kernel - 1) * shape.jump), shape.jump * stride)
 
 
 def _linear(layer: Linear, shape: Shape) -> tuple[Shape, list[Row]]:
-    inputs = 1
-    for side in shape.size:
-        inputs *= side
-    after = Shape((layer.units,), 0, 0)
+    inputs = math.prod(shape.size)
+    after = Shape((layer.units,), None)
     name = f"linear {layer.units}" + ("" if layer.activation == "none" else f" {layer.activation}")
     return after, [Row(name=name, shape=after.size, parameters=(inputs + 1) * layer.units, macs=inputs * layer.units, field=None)]  # fmt: skip
 
@@ -246,7 +271,7 @@ def margin(layer: Conv | Depthwise) -> int:
 
 
 def _row(name: str, shape: Shape, parameters: int = 0, macs: int = 0) -> Row:
-    return Row(name=name, shape=shape.size, parameters=parameters, macs=macs, field=shape.field or None)
+    return Row(name=name, shape=shape.size, parameters=parameters, macs=macs, field=shape.field)
 
 
 def _named(layer: Layer) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from edgecnn.layers import ModelConfig
+from edgecnn.layers import ModelConfig, trace
 from edgecnn.nets.function import build_from_function
 from edgecnn.nets.layered import Layered
 from edgecnn.spec import Preprocess
@@ -18,4 +18,6 @@ def build_net(config: ModelConfig, preprocess: Preprocess, classes: int) -> nn.M
     """
     if config.function is not None:
         return build_from_function(config.function, preprocess, classes)
-    return Layered(config.layers, (preprocess.channels, preprocess.height, preprocess.width), classes)
+    image = (preprocess.channels, preprocess.height, preprocess.width)
+    trace(config.layers, image, classes)  # what does not fit, or is too large, is refused before it is allocated
+    return Layered(config.layers, image, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecnn.errors import UsageError
-from edgecnn.layers import Layer, ModelConfig, UnfitError, trace
+from edgecnn.layers import Layer, ModelConfig, TooLargeError, UnfitError, trace
 from edgecnn.nets.compact import compact_layers, default_widths
 from edgecnn.nets.depthwise import depthwise_layers
 from edgecnn.nets.edge import Size, edge_layers
@@ -14,6 +14,7 @@ from edgecnn.nets.resnet8 import resnet8_layers
 from edgecnn.nets.toml import read_layers
 from edgecnn.spec import Frozen, Preprocess
 
+_WIDEST = 65536  # filters, as edgecnn.layers reads them back
 FAMILIES = ("edge", "lenet", "resnet8", "depthwise", "compact")
 # Which of the choices below each family follows; the others do not apply and are refused.
 _FOLLOWS = {
@@ -66,6 +67,8 @@ def _fitting(choice: NetChoice, preprocess: Preprocess, image: tuple[int, int, i
     layers = _layers(choice, min(preprocess.height, preprocess.width))
     try:
         trace(layers, image, classes)
+    except TooLargeError as error:
+        raise UsageError(f"--net {choice.net}: in its layer {error.path[0] + 1}: {error}") from None
     except UnfitError as error:
         size = f"{preprocess.width}x{preprocess.height}"
         raise UsageError(
@@ -85,6 +88,6 @@ def _layers(choice: NetChoice, side: int) -> tuple[Layer, ...]:
     if choice.net == "depthwise":
         return depthwise_layers(side, choice.width or 0.25)
     widths = choice.widths or default_widths(side)
-    if min(widths) < 1:
-        raise UsageError(f"--widths {','.join(map(str, widths))}: every width is at least 1")
+    if not all(1 <= filters <= _WIDEST for filters in widths):
+        raise UsageError(f"--widths {','.join(map(str, widths))}: every width lies from 1 to {_WIDEST}")
     return compact_layers(widths, choice.depth or 2, 0.1 if choice.dropout is None else choice.dropout)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgecnn.errors import UsageError
 from edgecnn.spec import Preprocess
+
+_ANYTHING = (Exception, SystemExit)  # their code may raise whatever it likes
 
 
 def build_from_function(name: str, preprocess: Preprocess, classes: int) -> nn.Module:
@@ -21,24 +25,44 @@ def build_from_function(name: str, preprocess: Preprocess, classes: int) -> nn.M
     Raises:
         UsageError: it cannot be imported or called, or what it makes does not fit.
     """
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` would find it  # noqa: PTH109  # sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--net {name}: cannot be imported ({error}); give package.module:function") from None
+    function = _import(name)
     shape = {"channels": preprocess.channels, "height": preprocess.height, "width": preprocess.width}
     try:
         net = function(**shape, classes=classes)
-    except Exception as error:  # their code may raise anything
+    except _ANYTHING as error:
         raise UsageError(
-            f"--net {name}: its call with channels, height, width and classes failed ({type(error).__name__}: {error})"
+            f"net {name}: its call with channels, height, width and classes failed ({_said(error)})"
         ) from error
-    if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
-        raise UsageError(f"--net {name}: returned {type(net).__name__}, not a torch module with parameters")
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"net {name}: returned {type(net).__name__}, not a torch module")
+    if not any(True for _ in net.parameters()):
+        raise UsageError(f"net {name}: returned {type(net).__name__} without any parameters to train")
     _try(net, name, preprocess, classes)
     return net
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    here = os.getcwd()  # noqa: PTH109  # sys.path holds strings
+    if here not in sys.path:  # as `python -m` would find it
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except _ANYTHING as error:
+        raise UsageError(
+            f"net {name}: {module_name!r} cannot be imported ({_said(error)}); "
+            "it is looked for in the current folder and among Python's packages"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"net {name}: {module.__file__ or module_name} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]  # as said above
+
+
+def _said(error: BaseException) -> str:
+    """Write an exception of someone else's in one line, not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _try(net: nn.Module, name: str, preprocess: Preprocess, classes: int) -> None:
@@ -46,13 +70,12 @@ def _try(net: nn.Module, name: str, preprocess: Preprocess, classes: int) -> Non
     images = torch.zeros(2, preprocess.channels, preprocess.height, preprocess.width)
     training = net.training
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode, in which lazy modules would make weights that cannot be trained
             logits = net.eval()(images)
-    except Exception as error:  # their code may raise anything
-        shape = tuple(images.shape)
-        raise UsageError(f"--net {name}: does not take images {shape} ({type(error).__name__}: {error})") from error
+    except _ANYTHING as error:
+        raise UsageError(f"net {name}: does not take images {tuple(images.shape)} ({_said(error)})") from error
     finally:
         net.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != (2, classes):
-        raise UsageError(f"--net {name}: gives {got} for two images, not logits {(2, classes)}")
+        raise UsageError(f"net {name}: gives {got} for two images, not logits {(2, classes)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,7 @@ class Layered(nn.Module):
         sizes = [shape.size for shape in outputs(layers, image)]
         modules = [_module(layer, before) for layer, before in zip(layers, sizes, strict=False)]
         self.layers = nn.Sequential(*modules)
-        self.head = nn.Linear(_count(sizes[-1]), classes)
+        self.head = nn.Linear(math.prod(sizes[-1]), classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute logits."""
@@ -76,7 +77,7 @@ def _module(layer: Layer, before: tuple[int, ...]) -> nn.Module:
         return _pool(layer, before)
     if isinstance(layer, Linear):
         flat: list[nn.Module] = [nn.Flatten()] if len(before) > 1 else []
-        return nn.Sequential(*flat, nn.Linear(_count(before), layer.units), _activation(layer.activation))
+        return nn.Sequential(*flat, nn.Linear(math.prod(before), layer.units), _activation(layer.activation))
     if isinstance(layer, Dropout):
         return nn.Dropout(layer.rate)
     return ResidualBlock(layer, before)
@@ -105,10 +106,3 @@ def _activation(name: Activation) -> nn.Module:
     if name == "relu6":
         return nn.ReLU6(inplace=True)
     return nn.ReLU(inplace=True) if name == "relu" else nn.Identity()
-
-
-def _count(size: tuple[int, ...]) -> int:
-    total = 1
-    for side in size:
-        total *= side
-    return total

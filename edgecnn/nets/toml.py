@@ -20,7 +20,15 @@ _KINDS = {
     "dropout": Dropout,
     "residual": Residual,
 }
-_HEADER = re.compile(r"\s*\[\[\s*layer\s*(\.\s*layers\s*)?\]\]")
+_INNER = ("conv", "depthwise", "pool")  # what a residual may hold
+_WORDS = {
+    "activation": "relu, relu6 or none",
+    "padding": 'a number or "same"',
+    "kernel": 'a number or "all"',
+    "pooling": "max or average",
+}
+_HEADER = re.compile(r"\s*\[\[\s*[\"']?layer[\"']?\s*(\.\s*[\"']?layers[\"']?\s*)?\]\]")
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
 def read_layers(path: Path, image: tuple[int, int, int], classes: int) -> tuple[Layer, ...]:
@@ -36,20 +44,28 @@ def read_layers(path: Path, image: tuple[int, int, int], classes: int) -> tuple[
     except UnicodeDecodeError:
         raise UsageError(f"--net {path}: not a text file in UTF-8") from None
     document = _parse(path, text)
-    foreign = sorted(set(document) - {"layer"})
-    tables = document.get("layer")
-    if foreign or not isinstance(tables, list) or not tables:
-        line = _line_of_key(text, foreign[0], 0) if foreign else 1
-        what = f"{foreign[0]!r} is not known here" if foreign else "there are no layers"
-        raise UsageError(f"{path}, line {line}: {what}; describe each layer in a table [[layer]]")
     where = _Lines(text)
-    layers = tuple(_layer(path, table, where, (index,)) for index, table in enumerate(tables))
+    layers = tuple(_layer(path, table, where, (index,)) for index, table in enumerate(_tables(path, text, document)))
     try:
         trace(layers, image, classes)
     except UnfitError as error:
         size = f"for images of {image[2]}x{image[1]}"
         raise UsageError(f"{path}, line {where.find(error.path)}: {error} ({size})") from None
     return layers
+
+
+def _tables(path: Path, text: str, document: dict[str, Any]) -> list[Any]:
+    """Give the tables of the layers; nothing else may stand at the top of the file."""
+    foreign = next((key for key in document if key != "layer"), None)
+    tables = document.get("layer", [])
+    if foreign is None and isinstance(tables, list) and tables:
+        return tables
+    line, what = 1, "there are no layers"
+    if foreign is not None:
+        line, what = _line_of_key(text, foreign), f"{foreign!r} is not known here"
+    elif tables != []:
+        line, what = _line_of_key(text, "layer"), "'layer' is not a list of tables here"
+    raise UsageError(f"{path}, line {line}: {what}; describe each layer in a table [[layer]]")
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -62,18 +78,25 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             raise MissingPackageError("reading TOML needs tomli on Python 3.10: pip install tomli") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:  # its message ends with line and column
-        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    except ValueError as error:  # a number of thousands of digits is one too, and not a TOMLDecodeError
+        place = _PLACE.search(str(error))
+        line = int(place[1]) if place and place[1] else max(1, len(text.splitlines()))
+        what = _PLACE.sub(f" (column {place[2]})" if place and place[1] else "", str(error))
+        raise UsageError(f"{path}, line {line}: not valid TOML: {what}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not valid TOML: nested too deeply") from None
 
 
 def _layer(path: Path, table: Any, where: _Lines, index: tuple[int, ...]) -> Layer:
-    line = where.find(index)
+    """Read one layer; `index` has a second number inside a residual."""
     if not isinstance(table, dict):
-        raise UsageError(f"{path}, line {line}: a layer is a table, [[layer]]")
+        raise UsageError(f"{path}, line {where.find(index, 'layers')}: a layer is a table, [[layer]]")
     kind = table.get("kind")
-    if kind not in _KINDS:
+    known = _INNER if len(index) > 1 else tuple(_KINDS)
+    if not isinstance(kind, str) or kind not in known:
         said = "no kind" if kind is None else f"kind {kind!r}"
-        raise UsageError(f"{path}, line {where.find(index, 'kind')}: {said}; there are {', '.join(_KINDS)}")
+        inside = " inside a residual" if len(index) > 1 else ""
+        raise UsageError(f"{path}, line {where.find(index, 'kind')}: {said}; there are {', '.join(known)}{inside}")
     inner = table.get("layers")
     if kind == "residual" and isinstance(inner, list):
         for number, part in enumerate(inner):
@@ -83,8 +106,10 @@ def _layer(path: Path, table: Any, where: _Lines, index: tuple[int, ...]) -> Lay
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `$.")
         key = at.partition("`")[0].partition("[")[0] or (re.findall(r"field `(\w+)`", message) or [None])[0]
-        known = ", ".join(_KINDS[kind].__struct_fields__)
-        hint = f"; a {kind} has {known}" if "unknown field" in message else ""
+        fields = ", ".join(_KINDS[kind].__struct_fields__)
+        hint = f"; a {kind} has {fields}" if "unknown field" in message else ""
+        if "enum" in message and key in _WORDS:
+            hint = f"; it is {_WORDS[key]}"
         about = f"{key}: " if at else ""
         raise UsageError(f"{path}, line {where.find(index, key)}: {about}{message}{hint}") from None
 
@@ -119,6 +144,6 @@ class _Lines:
         return max(start, 0) + 1
 
 
-def _line_of_key(text: str, key: str, default: int) -> int:
-    pattern = re.compile(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}\b")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), default)
+def _line_of_key(text: str, key: str) -> int:
+    pattern = re.compile(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}(?![\w-])")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
