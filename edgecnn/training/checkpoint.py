@@ -43,12 +43,14 @@ class Checkpoint:
         """Rebuild the network with its weights, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights are not those of this configuration, or are not finite.
+            CheckpointError: the net cannot be built, or the weights are not its own, or are not finite.
         """
         try:
             net = build_net(self.model, self.preprocess, len(self.labels))
             net.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, ValueError, OverflowError, UsageError) as error:
+        except UsageError as error:
+            raise CheckpointError(f"the net cannot be built: {error}") from None
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"the weights do not fit the net ({' '.join(str(error).split())[:200]})") from None
         bad = [name for name, tensor in self.weights.items() if not torch.isfinite(tensor).all()]
         if bad:

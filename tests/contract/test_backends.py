@@ -47,15 +47,16 @@ def truth(bundle: Bundle, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float
     weights = {name: w.astype(np.float64) for name, w in load_file(bundle.root / "model.safetensors").items()}
     x = (pixels.astype(np.float64) - preprocess.zero_point) * preprocess.scale
     x = x.transpose(0, 3, 1, 2)
-    stages = sorted({int(name.split(".")[1]) for name in weights if name.startswith("stages.")})
-    for position, stage in enumerate(stages):
+    convolutions = sorted({int(name.split(".")[1]) for name in weights if name.startswith("layers.")})
+    assert len(convolutions) == 2
+    for position, index in enumerate(convolutions):
         if position:  # depth 1: a pooling stands between any two convolutions
             count, filters, height, width = x.shape
             x = x.reshape(count, filters, height // 2, 2, width // 2, 2).max(axis=(3, 5))
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
-        x = np.einsum("nchwij,fcij->nfhw", windows, weights[f"stages.{stage}.0.weight"])
+        x = np.einsum("nchwij,fcij->nfhw", windows, weights[f"layers.{index}.0.weight"])
         norm = {
-            key: weights[f"stages.{stage}.1.{key}"][:, None, None]
+            key: weights[f"layers.{index}.1.{key}"][:, None, None]
             for key in ("running_mean", "running_var", "weight", "bias")
         }
         x = (x - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-5) * norm["weight"] + norm["bias"]

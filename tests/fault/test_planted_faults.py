@@ -362,10 +362,10 @@ INT8_FAULTS: dict[str, Edit] = {
     "scale of an activation": _scale("relu_1_scale", 2.0),
     "scale of the head's weights, one class": _scale("head.weight_scale", 1.2),
     "scale of the head's weights": _scale("head.weight_scale", 1.05, everywhere=True),
-    "scale of a convolution's weights": _scale("stages.2.0.weight_scale", 1.1, everywhere=True),
+    "scale of a convolution's weights": _scale("layers.2.0.weight_scale", 1.1, everywhere=True),
     "one weight's sign": _negate_largest,
     "kernel transposed": lambda model: _change(
-        model, "net.stages.2.0.weight_quantized", lambda value: value.transpose(0, 1, 3, 2)
+        model, "net.layers.2.0.weight_quantized", lambda value: value.transpose(0, 1, 3, 2)
     ),
 }
 
