@@ -55,14 +55,15 @@ def refused(path: Path) -> str:
 def test_a_run_is_described(run_folder: Path) -> None:
     """A run shows its network, and as many parameters and multiplications as its weights amount to."""
     found = shown("inspect", run_folder)
-    assert found == msgspec.to_builtins(inspect_run(run_folder), str_keys=True) | {"labels": list("0123456789")}
+    assert found == json.loads(msgspec.json.encode(inspect_run(run_folder)))
+    assert found["labels"] == list("0123456789")
     weights = load_file(run_folder / "model.safetensors")
     trained = {name: w for name, w in weights.items() if "running" not in name and "num_batches" not in name}
     assert found["parameters"] == sum(w.size for w in trained.values())
     # Widths 8 and 16, depth 1: 3x3 convolutions at 8x8 and at 4x4, then one linear layer.
     assert found["MACs"] == 8 * 8 * (9 * 1 * 8) + 4 * 4 * (9 * 8 * 16) + 16 * 10
     assert found["kind"] == "run"
-    assert found["net"] == "compact, widths 8, 16, depth 1"
+    assert found["net"] == "compact"
     assert found["input"] == "8x8x1, stretch"
     assert found["data"] == "digits"
     accuracy = json.loads((run_folder / "metrics.json").read_text())["test_accuracy"]
@@ -74,9 +75,45 @@ def test_a_runs_text_has_the_same_rows(run_folder: Path) -> None:
     """Without --json the same is a table, numbers with their thousands apart."""
     result = invoke("inspect", run_folder)
     assert result.exit_code == 0
-    rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    facts, _, layers = result.stdout.partition("\n\n")
+    rows = dict(line.split("  ", 1) for line in facts.splitlines())
     assert rows["MACs"].strip() == "23,200"
     assert rows["labels"].strip() == ", ".join("0123456789")
+    assert "layers" not in rows
+    assert len(layers.splitlines()) == 9
+
+
+# Widths 8 and 16, depth 1, for 8x8x1, by hand: a 3x3 convolution sees 3 pixels, two that are pooled 4, and the next 8.
+ROWS = [
+    ("conv 3x3 8 relu", "8x8x8", 72 + 16, 64 * 72, "3x3"),
+    ("max pool 2x2", "4x4x8", 0, 0, "4x4"),
+    ("conv 3x3 16 relu", "4x4x16", 9 * 8 * 16 + 32, 16 * 9 * 8 * 16, "all"),
+    ("average pool all", "1x1x16", 0, 0, "all"),
+    ("dropout 0.1", "1x1x16", 0, 0, "all"),
+    ("linear 10", "10", 170, 160, "all"),
+    ("total", "", 1442, 23200, ""),
+]
+
+
+def test_a_runs_layers_are_a_table(run_folder: Path) -> None:
+    """Each layer is a row of what it gives, costs and sees, as counted by hand, and the last row is the sum."""
+    header, rule, *lines = invoke("inspect", run_folder).stdout.partition("\n\n")[2].splitlines()
+    assert header.split() == ["layer", "output", "parameters", "MACs", "sees"]
+    assert set(rule) == {"-", " "}
+    wanted = [[name, size, f"{parameters:,}", f"{macs:,}", field] for name, size, parameters, macs, field in ROWS]
+    assert [line.split() for line in lines] == [" ".join(row).split() for row in wanted]
+    ends = {len(line[: line.index(f"{row[2]}  ") + len(row[2])]) for line, row in zip(lines, wanted, strict=True)}
+    assert len(ends) == 1, "the numbers do not stand under each other"
+
+
+def test_a_runs_layers_in_json(run_folder: Path) -> None:
+    """With --json every layer is a record whose shape has the channels first, and what sees everything has no field."""
+    layers = shown("inspect", run_folder)["layers"]
+    assert [(row["name"], row["parameters"], row["macs"]) for row in layers] == [
+        (name, parameters, macs) for name, _, parameters, macs, _ in ROWS[:-1]
+    ]
+    assert [row["shape"] for row in layers] == [[8, 8, 8], [8, 4, 4], [16, 4, 4], [16, 1, 1], [16, 1, 1], [10]]
+    assert [row["field"] for row in layers] == [3, 4, None, None, None, None]
 
 
 def test_an_unfinished_run_is_one_line(run_folder: Path, tmp_path: Path) -> None:

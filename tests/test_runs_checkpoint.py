@@ -172,7 +172,8 @@ FOREIGN: dict[str, Any] = {
     "no labels": {"edgecnn": json.dumps({key: value for key, value in PLAIN.items() if key != "labels"})},
     "an unknown field": {"edgecnn": json.dumps({**PLAIN, "surprise": 1})},
     "labels of numbers": {"edgecnn": json.dumps({**PLAIN, "labels": [1, 2, 3]})},
-    "an unknown net": {"edgecnn": json.dumps({**PLAIN, "model": {"net": "resnet"}})},
+    "a net of nothing": {"edgecnn": json.dumps({**PLAIN, "model": {"net": "resnet"}})},
+    "a net made in two ways": {"edgecnn": json.dumps({**PLAIN, "model": {**PLAIN["model"], "function": "a:b"}})},
     "two channels": {"edgecnn": json.dumps({**PLAIN, "preprocess": {"height": 8, "width": 8, "channels": 2}})},
     "no height": {"edgecnn": json.dumps({**PLAIN, "preprocess": {"height": 0, "width": 8, "channels": 1}})},
 }
@@ -194,7 +195,7 @@ def test_files_that_are_no_safetensors_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["head.weight", "head.bias", "stages.0.1.running_var"])
+@pytest.mark.parametrize("name", ["head.weight", "head.bias", "layers.0.1.running_var"])
 def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> None:
     """A single weight or batch statistic that is not finite is refused by its name."""
     array = arrays()[name]
@@ -221,16 +222,67 @@ def test_weights_that_do_not_fit_are_refused(name: str) -> None:
         loaded.build()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"widths": [4, 7]}, {"widths": [4]}, {"widths": [4, 6, 8]}, {"depth": 2}, {"widths": []}, {"depth": 0}, {"widths": [4, 10**15]}, {"widths": [-4, 6]}],
-    ids=str,
-)  # fmt: skip
-def test_headers_of_another_network_are_refused(change: dict[str, Any]) -> None:
+def _compact(*widths: int, depth: int = 1) -> dict[str, Any]:
+    model: dict[str, Any] = msgspec.to_builtins(compact_config(widths, depth=depth))
+    return model
+
+
+LAYERS = _compact(4, 6)["layers"]
+ANOTHER: dict[str, dict[str, Any]] = {
+    "other filters": _compact(4, 7),
+    "one width": _compact(4),
+    "three widths": _compact(4, 6, 8),
+    "depth 2": _compact(4, 6, depth=2),
+    "more halvings than pixels": _compact(4, 6, 6, 6, 6),
+    "a larger kernel": _compact(4, 6) | {"layers": [{**LAYERS[0], "kernel": 5}, *LAYERS[1:]]},
+    "no norm": _compact(4, 6) | {"layers": [{**LAYERS[0], "norm": False}, *LAYERS[1:]]},
+    "a linear layer more": _compact(4, 6) | {"layers": [*LAYERS, {"kind": "linear", "units": 6}]},
+    "a function that is gone": {"net": "gone:make", "function": "edgecnn_gone:make"},
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_headers_of_another_network_are_refused(name: str) -> None:
     """A header that describes another network than the weights are of, or one that cannot be built, is refused."""
-    header = {**PLAIN, "model": {**PLAIN["model"], **change}}
+    header = {**PLAIN, "model": ANOTHER[name]}
     loaded = parse_checkpoint(safetensors(arrays(), {"edgecnn": json.dumps(header)}), "there")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"^the (weights do not fit the net|net cannot be built)[^\n]*$"):
+        loaded.build()
+
+
+def test_the_same_header_written_out_again_builds() -> None:
+    """Without a change the header of the tests above builds, so that what fails there fails by its change."""
+    header = {**PLAIN, "model": _compact(4, 6)}
+    assert parse_checkpoint(safetensors(arrays(), {"edgecnn": json.dumps(header)}), "there").build()
+
+
+BEYOND: dict[str, Any] = {
+    "no layers": [],
+    "filters below zero": [{**LAYERS[0], "filters": -4}],
+    "no filters": [{**LAYERS[0], "filters": 0}],
+    "10**15 filters": [{**LAYERS[0], "filters": 10**15}],
+    "a kernel of 65": [{**LAYERS[0], "kernel": 65}],
+    "an unknown kind": [{**LAYERS[0], "kind": "attention"}],
+    "no kind": [{"filters": 4}],
+    "everything dropped": [LAYERS[0], {"kind": "dropout", "rate": 1.0}],
+    "another activation": [{**LAYERS[0], "activation": "gelu"}],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_headers_that_describe_no_network_are_refused(name: str) -> None:
+    """A header whose layers lie outside of what layers can be is refused when it is read."""
+    header = {**PLAIN, "model": {"net": "compact", "layers": BEYOND[name]}}
+    with pytest.raises(CheckpointError, match="not a checkpoint of edgecnn, or damaged"):
+        parse_checkpoint(safetensors(arrays(), {"edgecnn": json.dumps(header)}), "there")
+
+
+def test_a_header_of_a_huge_network_is_refused_before_it_is_built() -> None:
+    """Layers each within their range, but of billions of weights together, are refused and not allocated."""
+    wide = {**LAYERS[0], "filters": 65536}
+    header = {**PLAIN, "model": {"net": "wide", "layers": [wide, wide]}}
+    loaded = parse_checkpoint(safetensors(arrays(), {"edgecnn": json.dumps(header)}), "there")
+    with pytest.raises(CheckpointError, match="50,000,000 is the most"):
         loaded.build()
 
 
