@@ -17,7 +17,7 @@ from edgecnn.cli import COMMANDS
 
 ROOT = Path(edgecnn.__file__).parent
 EXPORTERS = Path(edgecnn_exporters.__file__).parent
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich")
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich", "optuna")
 TORCH_CODE = ("edgecnn.nets", "edgecnn.training")
 
 # DESIGN.md's table, lowest first; a module takes the layer of the longest name here that it begins with. Beyond the
@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.archive", "edgecnn.bundle", "edgecnn.exporter"),
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     ("edgecnn.predict", "edgecnn.parity", "edgecnn.bench", "edgecnn.device", "edgecnn.report", "edgecnn.training"),
-    ("edgecnn.serving", "edgecnn.assemble", "edgecnn.inspection", "edgecnn.testing", "edgecnn_exporters"),
+    ("edgecnn.serving", "edgecnn.assemble", "edgecnn.search", "edgecnn.inspection", "edgecnn.testing", "edgecnn_exporters"),
     ("edgecnn.cli", "edgecnn.__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
