@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ from scipy import signal, special
 from torch import nn
 
 from edgecnn.errors import UsageError
-from edgecnn.nets import Cost, Deployed, build_net, measure_cost
-from edgecnn.nets.build import default_config
-from edgecnn.nets.compact import compact_config
+from edgecnn.layers import Conv, Dropout, ModelConfig, Residual
+from edgecnn.nets import Cost, Deployed, NetChoice, build_net, choose_net, measure_cost
+from edgecnn.nets.compact import compact_config, default_widths
 from edgecnn.spec import Preprocess
 
 
@@ -120,9 +122,9 @@ def test_a_whole_net_computed_by_hand() -> None:
         return np.maximum(shifted, 0)
 
     for index in range(2):
-        x = block((image[index, :, :, 0].numpy().astype(np.float64)[None] - 90) * 0.01, "stages.0")
+        x = block((image[index, :, :, 0].numpy().astype(np.float64)[None] - 90) * 0.01, "layers.0")
         x = x.reshape(2, 3, 2, 2, 2).max(axis=(2, 4))
-        x = block(x, "stages.2").mean(axis=(1, 2))
+        x = block(x, "layers.2").mean(axis=(1, 2))
         expected = state["head.weight"] @ x + state["head.bias"]
         assert np.allclose(logits[index], expected, rtol=1e-12, atol=1e-12)
         assert np.allclose(probabilities[index], special.softmax(expected), rtol=1e-12)
@@ -159,7 +161,7 @@ def test_deployed_follows_the_precision_of_its_net() -> None:
 def test_float_pixels_give_what_their_bytes_give() -> None:
     """While training, float images in pixel units are normalised as the bytes are."""
     preprocess = Preprocess(height=8, width=8, channels=1, scale=0.02, zero_point=100)
-    deployed, image = Deployed(build_net(ModelConfig(), preprocess, 3), preprocess).eval(), _image(preprocess)
+    deployed, image = Deployed(build_net(compact_config((4, 8)), preprocess, 3), preprocess).eval(), _image(preprocess)
     with torch.inference_mode():
         assert torch.equal(deployed(image)[0], deployed(image.float())[0])
         assert torch.equal(deployed(image)[0], deployed.logits(image))
@@ -176,41 +178,104 @@ def test_a_black_pixel_does_not_wrap_around() -> None:
 
 @pytest.mark.parametrize(("size", "widths"), [(1, (8, 16)), (3, (8, 16, 32)), (15, (4, 4, 4, 4, 4))])
 def test_images_too_small_for_the_net_are_an_error(size: int, widths: tuple[int, ...]) -> None:
-    """A net that would halve its images away is refused with the size that it needs."""
+    """A net that would halve its images away is refused, with the layer that does and what to do, as chosen and as built."""
     least = 2 ** (len(widths) - 1)
-    with pytest.raises(UsageError, match=rf"too small for {len(widths)} widths.*--size {least} or more"):
+    choice = NetChoice(net="compact", widths=widths, depth=1)
+    pool = 2 * (len(widths) - 1)  # counted from 1: a convolution, a pool, ...; the last pool has nothing to halve
+    told = (
+        rf"^images of {size}x{size} are too small for --net compact: its layer {pool}, max pool 2x2 .*1x1.*--image-size"
+    )
+    with pytest.raises(UsageError, match=told):
+        choose_net(choice, _side(size), 10)
+    with pytest.raises(UsageError, match="max pool 2x2 does not fit: what comes in is 1x1"):
         build_net(compact_config(widths), _side(size), 10)
+    assert choose_net(choice, _side(least), 10) == compact_config(widths, depth=1)
     assert build_net(compact_config(widths), _side(least), 10)
 
 
 def test_the_shorter_side_decides() -> None:
     """A long and narrow image is too small by its narrow side."""
-    with pytest.raises(UsageError, match="64x3 are too small"):
-        build_net(compact_config((8, 16, 32)), Preprocess(height=3, width=64, channels=1), 10)
+    narrow = Preprocess(height=3, width=64, channels=1)
+    with pytest.raises(UsageError, match="images of 64x3 are too small"):
+        choose_net(NetChoice(net="compact", widths=(8, 16, 32)), narrow, 10)
+    assert choose_net(NetChoice(net="compact"), narrow, 10) == compact_config(default_widths(3))
+
+
+def test_lenet_needs_images_of_four_pixels() -> None:
+    """The textbook's two halvings are refused for three pixels and fit four."""
+    with pytest.raises(UsageError, match="images of 3x3 are too small for --net lenet: its layer 4"):
+        choose_net(NetChoice(net="lenet"), _side(3), 10)
+    assert choose_net(NetChoice(net="lenet"), _side(4), 10).net == "lenet"
+
+
+@pytest.mark.parametrize("family", ["edge", "resnet8", "depthwise", "compact"])
+def test_the_other_families_fit_any_image(family: str) -> None:
+    """A net that chooses its halvings by the image, or halves with strides, fits a single pixel and gives its logits."""
+    net = build_net(choose_net(NetChoice(net=family), _side(1, 3), 2), _side(1, 3), 2).eval()
+    assert net(torch.zeros(1, 3, 1, 1)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("choice", "told"),
     [
-        compact_config(()),
-        compact_config((8, 0)),
-        ModelConfig(depth=0),
-        ModelConfig(dropout=1.0),
-        ModelConfig(dropout=-0.1),
+        (NetChoice(net="compact", widths=(8, 0)), "--widths 8,0: every width lies from 1"),
+        (NetChoice(net="compact", widths=(-4,)), "--widths -4: every width lies from 1"),
+        (NetChoice(net="compact", widths=(10**9,)), "--widths 1000000000: every width lies from 1 to 65536"),
+        (NetChoice(net="compact", widths=(20000, 20000), depth=1), "--net compact: in its layer 3: .*50,000,000"),
+        (NetChoice(net="vgg"), "--net vgg: there are edge, lenet, resnet8, depthwise, compact; or give a .toml file"),
+        (NetChoice(net="lenet", size="n"), "--size does not apply to --net lenet"),
+        (NetChoice(net="lenet", width=2.0), "--width does not apply to --net lenet"),
+        (NetChoice(net="edge", widths=(8,)), "--widths does not apply to --net edge"),
+        (NetChoice(net="resnet8", depth=2), "--depth does not apply to --net resnet8"),
+        (NetChoice(net="depthwise", dropout=0.5), "--dropout does not apply to --net depthwise"),
+        (NetChoice(net="my.toml", size="n"), "--size does not apply to --net my.toml"),
+        (NetChoice(net="my:net", width=2.0), "--width does not apply to --net my:net"),
     ],
 )
-def test_a_configuration_of_nothing_is_an_error(config: ModelConfig) -> None:
-    """A net without widths, filters or depth, or that drops everything, is refused."""
-    with pytest.raises(UsageError, match="at least 1"):
-        build_net(config, _side(32), 10)
+def test_a_choice_that_cannot_be_followed_is_an_error(choice: NetChoice, told: str) -> None:
+    """A net of nothing, one far too large, an unknown one, and what a net cannot follow are one line each."""
+    with pytest.raises(UsageError, match=f"^{told}[^\n]*$"):
+        choose_net(choice, _side(32), 10)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ModelConfig(net="none"), lambda: ModelConfig(net="both", layers=(Dropout(),), function="a:b")]
+)
+def test_a_net_is_made_in_one_way(make: Callable[[], ModelConfig]) -> None:
+    """A configuration without layers and function, or with both, cannot be made."""
+    with pytest.raises(ValueError, match="either layers or a function"):
+        make()
+
+
+def test_a_net_without_widths_has_no_first_layer() -> None:
+    """Compact without widths is average pooling alone, and costs its linear layer."""
+    net = build_net(compact_config(()), _side(8, 3), 4)
+    assert measure_cost(net, _side(8, 3)) == Cost(parameters=3 * 4 + 4, macs=12)
 
 
 @pytest.mark.parametrize(
     ("size", "count", "rest"), [(1, 1, 1), (8, 2, 4), (16, 3, 4), (28, 3, 7), (32, 4, 4), (64, 5, 4), (96, 5, 6)]
 )
-def test_the_default_net_fits_its_images(size: int, count: int, rest: int) -> None:
+def test_compacts_default_widths_fit_their_images(size: int, count: int, rest: int) -> None:
     """The default has a halving more for each doubling, ends at a few pixels, and can be built."""
-    config = default_config(_side(size))
-    assert len(config.widths) == count
+    config = choose_net(NetChoice(net="compact"), _side(size), 2)
+    filters = [layer.filters for layer in config.layers if isinstance(layer, Conv)]
+    assert filters[::2] == filters[1::2] == list(default_widths(size))
+    assert len(default_widths(size)) == count
     assert size >> (count - 1) == rest
     assert build_net(config, _side(size), 2)
+
+
+def test_the_choices_of_a_family_are_followed() -> None:
+    """Width, depth, dropout and size change the layers as they say, and the name tells the size."""
+    wide = choose_net(NetChoice(net="edge", size="n", width=2.0, depth=3, dropout=0.3), _side(28), 10)
+    assert wide.net == "edge-n"
+    outer = [layer.filters for layer in wide.layers if isinstance(layer, Conv)]
+    assert outer == [32, 48, 64]  # n has 16, 24 and 32
+    assert sum(isinstance(layer, Residual) for layer in wide.layers) == 9
+    assert [layer.rate for layer in wide.layers if isinstance(layer, Dropout)] == [0.3]
+    assert not [layer for layer in choose_net(NetChoice(), _side(28), 10).layers if isinstance(layer, Dropout)]
+    half = choose_net(NetChoice(net="resnet8", width=0.5), _side(32, 3), 10)
+    assert [layer.layers[0].filters for layer in half.layers if isinstance(layer, Residual)] == [8, 16, 32]
+    dropped = choose_net(NetChoice(net="lenet", dropout=0.5), _side(28), 10)
+    assert [layer.rate for layer in dropped.layers if isinstance(layer, Dropout)] == [0.5]
