@@ -6,7 +6,7 @@ from edgecnn.layers import Conv, Dropout, Layer, Linear, Pool
 
 
 def lenet_layers(dropout: float = 0.25) -> tuple[Layer, ...]:
-    """List LeNet-5's layers; its first convolution keeps the size, as it did for 28x28 images padded to 32x32."""
+    """List LeNet-5's layers, but that both convolutions keep the size, where its second does not: 4x4 images fit too."""
     return (
         Conv(filters=6, kernel=5, norm=False),
         Pool(),
