@@ -84,6 +84,8 @@ def plot_front(report: SearchReport) -> bytes:
         if pairs:
             points = [(int8.latency_us, int8.accuracy * 100) for _, int8 in pairs]
             axes.scatter(*zip(*points, strict=True), color=colour, marker=mark, alpha=0.7, label=label)
+            for (row, _), point in zip(pairs, points, strict=True):
+                axes.annotate(str(row.number), point, textcoords="offset points", xytext=(4, 4), color=colour, size=7)
     _draw_front(axes, report, sorted((pair for pair in done if pair[0].front), key=lambda pair: pair[1].latency_us))
     limit = report.limits.max_latency_us
     if limit is not None:
@@ -95,7 +97,7 @@ def plot_front(report: SearchReport) -> bytes:
     axes.set_title(f"{len(done)} trials measured, {len(report.rows) - len(done)} given up, refused or failed")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgecnn.data import Dataset
-from edgecnn.errors import TrainingError, UsageError
+from edgecnn.errors import DataError, TrainingError, UsageError
 from edgecnn.files import write_atomic
 from edgecnn.search.result import Row, SearchReport, pareto_front, row_of
 from edgecnn.search.space import Space, default_sizes, train_command
@@ -66,6 +66,7 @@ def search(
     _check_device(plan.device)
     images = Images(plan.source, plan.options)
     dataset = images.at(plan.options.size)
+    _tell(dataset, plan, say)
     space = _space(dataset, sizes, plan)
     start = space.start(plan.limits)
     usual = Recipe().resolve(len(dataset.train)).epochs or 1
@@ -92,6 +93,15 @@ def search(
         failed = [row.reason for row in report.rows if row.state == "failed"]
         raise TrainingError(f"{out}: no trial ended well; the first: {failed[0] if failed else report.rows[0].reason}")
     return report
+
+
+def _tell(dataset: Dataset, plan: Plan, say: Callable[[str], None]) -> None:
+    for line in dataset.skipped:
+        say(f"skipped: {line}")
+    for line in dataset.warnings:
+        say(f"WARNING: {line}")
+    if dataset.warnings and plan.options.strict:
+        raise DataError(f"{plan.source}: {dataset.warnings[0]} (--strict)")
 
 
 def _space(dataset: Dataset, sizes: tuple[int, ...] | None, plan: Plan) -> Space:
@@ -132,7 +142,7 @@ def _add_trials(
     done = refused = 0
     while done < trials:
         study.optimize(objective, n_trials=1, catch=(Exception,))
-        row = row_of(study.trials[latest[-1]], plan.limits)
+        row = row_of(study.get_trials(deepcopy=False)[latest[-1]], plan.limits)
         say(_outcome(row))
         if row.state == "refused":
             refused += 1

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 DATABASE, REPORT, PICTURE, TRIALS = "study.db", "study.json", "pareto.png", "trials"
-DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")  # validation accuracy, int8 latency
+# Of the validation accuracy and of the int8 latency.
+DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
 _HEARTBEAT_SECONDS = 60  # a trial whose process was killed counts as failed after twice as long
 _ABOUT = "edgecnn"
 _WAIT_SECONDS = 60  # for another process's write to an SQLite file

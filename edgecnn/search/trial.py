@@ -2,8 +2,9 @@
 
 Optuna prunes studies of one objective only; with two, `Trial.report` and `should_prune` raise. So the rule is our
 own, over accuracies by epoch that the study keeps: a trial is given up where its best accuracy so far is below the
-median of what finished trials **that cost no more MACs** had by the same epoch. A plain median over all trials would
-prune the small fast nets, which are one end of the front, for not being large.
+median of what finished trials that are no deeper and cost no more MACs had by the same epoch. A plain median over all
+trials would prune the small fast nets, which are one end of the front, for not being large; and MACs alone would prune
+shallow wide nets, which can be faster than deep narrow ones of fewer MACs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from edgecnn.training.loop import Epoch
 
-PEERS = 4  # finished trials at no more MACs, before one is given up for being behind them
+PEERS = 4  # finished trials, no deeper and at no more MACs, before one is given up for being behind them
 WARM_UP = 0.3  # share of the epochs in which nothing is given up: the rate still rises and says little
 _EXPORTERS = ("onnx", "onnx-int8")
 _ARTIFACT = "int8"
@@ -116,7 +117,7 @@ def _run(
     say(f"trial {trial.number}: {describe(settings, cost)}")
     dataset = images.at(settings.image_size)
     with folder_atomic(folder / TRIALS / f"{trial.number:03d}") as work:
-        train_trial(work, settings, plan, dataset, _watch(trial, cost, plan))
+        train_trial(work, settings, plan, dataset, _watch(trial, settings, cost, plan))
         exported = export_trial(work, plan, dataset)
         int8 = measure_trial(exported, plan, dataset)
         for name, share in plan.limits.excess(cost, int8.latency_us).items():
@@ -146,7 +147,7 @@ def is_behind(curve: Sequence[float], peers: Sequence[Sequence[float]], epochs: 
     return max(curve) < float(np.median(known))
 
 
-def _watch(trial: Trial, cost: Cost, plan: Plan) -> Callable[[Epoch], None]:
+def _watch(trial: Trial, settings: Settings, cost: Cost, plan: Plan) -> Callable[[Epoch], None]:
     """Make what keeps a trial's accuracies in the study, where other processes see them, and gives it up."""
     from optuna import TrialPruned
     from optuna.trial import TrialState
@@ -159,7 +160,11 @@ def _watch(trial: Trial, cost: Cost, plan: Plan) -> Callable[[Epoch], None]:
         if not plan.prune:
             return
         done = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        peers = [other.user_attrs["curve"] for other in done if other.user_attrs["cost"]["macs"] <= cost.macs]
+        peers = [
+            other.user_attrs["curve"]
+            for other in done
+            if other.user_attrs["cost"]["macs"] <= cost.macs and other.params["depth"] <= settings.depth
+        ]
         if is_behind(curve, peers, plan.epochs):
             raise TrialPruned(f"behind its peers after epoch {len(curve)} of {plan.epochs}")
 
