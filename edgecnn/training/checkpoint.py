@@ -60,7 +60,8 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, net: nn.Module, header: Header) -> None:
     """Write the weights and their header, atomically."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    # Clones, for safetensors refuses weights that two layers share.
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
     write_atomic(path, save_tensors(weights, metadata={_KEY: msgspec.json.encode(header).decode()}))
 
 
