@@ -268,7 +268,7 @@ def test_a_study_goes_on_and_is_the_same_for_the_same_seed(acted: Acted, tmp_pat
     settings = [row.settings for row in report.rows]
     assert settings == [row.settings for row in _search(tmp_path / "b", 4).rows]
     assert len(set(settings)) == 4
-    with pytest.raises(UsageError, match="another epochs"):
+    with pytest.raises(UsageError, match="had epochs 4, not 5"):
         _search(tmp_path / "a", 1, epochs=5)
 
 

@@ -131,7 +131,7 @@ def agree(study: Study, about: dict[str, Any], shown: str) -> None:
     if differing:
         name = differing[0]
         raise UsageError(
-            f"{shown}: its trials had another {name} ({known.get(name)}, not {about[name]}) and cannot be compared; "
+            f"{shown}: the trials in it had {name} {known.get(name)}, not {about[name]}, and cannot be compared; "
             "give the same, or another -o"
         )
 
