@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from edgecnn.data.dataset import Item
 from edgecnn.nets import build_net
 from edgecnn.nets.compact import compact_config
 from edgecnn.spec import Preprocess
+from edgecnn.training import loop
 
 
 def split(
@@ -53,3 +55,13 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Say whether two nets hold the same to the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train on one thread, in the files that import this: for images this small, a second one only waits."""
+    monkeypatch.setattr(loop, "usable_threads", lambda: 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -23,6 +23,7 @@ from PIL import Image
 from edgecnn import __version__
 from edgecnn.bundle import Bundle
 from edgecnn.cli import COMMANDS, cli
+from edgecnn.layers import Conv
 from edgecnn.training.checkpoint import load_checkpoint
 
 TINY = ("--epochs", "2", "--widths", "4,8", "--depth", "1")
@@ -133,10 +134,25 @@ def test_train_reports_on_stdout_and_talks_on_stderr(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("epoch ")][-1].startswith("epoch 2/2  loss ")
     assert "10 classes" in lines[0]
     files = {path.name for path in run.iterdir()}
-    assert files == {"model.safetensors", "config.json", "metrics.json", "curves.png", "confusion.png"}
-    for name in ("curves.png", "confusion.png"):
+    pictures = {"curves.png", "confusion.png", "reliability.png", "mistakes.png"}
+    assert files == {"model.safetensors", "config.json", "metrics.json", "report.html", *pictures}
+    for name in pictures:
         with Image.open(run / name) as plot:
             assert min(plot.size) > 100
+
+
+def test_train_prints_what_came_of_it(tmp_path: Path) -> None:
+    """Without --json accuracy, interval, cost and places are lines; --resume of the finished run prints them again."""
+    words = ("train", "digits", "-o", tmp_path / "run", *TINY, "--image-size", "8", "--seed", "0")
+    result = invoke(*words)
+    assert result.exit_code == 0, result.stderr
+    names = [line[:15].strip() for line in result.stdout.splitlines()]
+    assert names == ["test accuracy", "macro F1", "AUC", "ECE", "worst class", "network", "training", "written"]
+    assert re.search(r"^test accuracy +\d+\.\d+% \(95 % interval .*, \d+ of 719\)$", result.stdout, re.M)
+    assert "report.html" in result.stdout
+    again = invoke(*words, "--resume")
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+    assert "has finished already" in again.stderr
 
 
 def test_predict_prints_a_line_for_each_image(bundle_folder: Path) -> None:
@@ -313,6 +329,25 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "train on an empty folder": (["train", "{tmp}", "-o", "{tmp}/out"], "no class folders"),
     "train into a file": (["train", "digits", "-o", "{image}"], "{image}"),
     "train without a place": (["train", "digits"], "--out"),
+    "train at no rate": (
+        ["train", "digits", "-o", "{tmp}/out", "--lr", "fast"],
+        "'fast' is neither a rate above 0 nor auto",
+    ),
+    "train at a rate of nothing": (["train", "digits", "-o", "{tmp}/out", "--lr", "0"], "neither a rate above 0"),
+    "train with an unknown part": (
+        ["train", "digits", "-o", "{tmp}/out", "--augment", "blur"],
+        "'blur' is neither none",
+    ),
+    "train with widths in words": (
+        ["train", "digits", "-o", "{tmp}/out", "--widths", "a,b"],
+        "not a list such as 16,32",
+    ),
+    "train in a size there is not": (["train", "digits", "-o", "{tmp}/out", "--size", "64"], "--size"),
+    "train after no teacher": (
+        ["train", "digits", "-o", "{tmp}/out", "--teacher", "{tmp}/gone"],
+        "{tmp}/gone: cannot be read",
+    ),
+    "train on a missing device": (["train", "digits", "-o", "{tmp}/out", "--device", "cuda:99"], "--device cuda:99"),
     "train for no epochs": (["train", "digits", "-o", "{tmp}/out", "--epochs", "0"], "--epochs"),
     "completion for no shell": (["completion", "tcsh"], "tcsh"),
 }
@@ -610,10 +645,11 @@ def test_ctrl_c_ends_training_in_good_order(tmp_path: Path) -> None:
     assert (code, out) == (130, "")
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("edgecnn: interrupted")
+    assert err.splitlines()[-2].endswith("go on by the same command with --resume")
     checkpoint = load_checkpoint(run)
-    assert checkpoint.model.widths == (4, 8)
+    assert [layer.filters for layer in checkpoint.model.layers if isinstance(layer, Conv)] == [4, 8]
     assert checkpoint.build() is not None
-    assert {path.name for path in run.iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in run.iterdir()} == {"model.safetensors", "config.json", "resume.pt"}
     refused = invoke("export", run, "-o", tmp_path / "bundle")
     assert "metrics.json is missing" in one_line(refused)
 

@@ -77,7 +77,9 @@ def refuse_another(path: Path, saved: RunConfig, config: RunConfig) -> None:
         UsageError: it is not; what differs is named.
     """
     if saved.model != config.model:
-        raise UsageError(f"{path.parent}: was training the net {saved.model.net}, another one than {config.model.net}; resume with the same options")  # fmt: skip
+        was, now = saved.model.net, config.model.net
+        differs = "its layers differ" if was == now else f"not {now}"
+        raise UsageError(f"{path.parent}: was training another net, {was}: {differs}; resume with the same options")
     for name in ("size", "channels", "fit", "val", "test", "seed", "group_from"):
         was, now = getattr(saved.data_options, name), getattr(config.data_options, name)
         if was != now:
