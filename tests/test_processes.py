@@ -87,7 +87,7 @@ def test_shared_norms_are_torchs_of_the_whole_batch(
     rng = torch.Generator().manual_seed(0)
     batches = [torch.randn(sum(sizes), 3, 4, 5, dtype=torch.float64, generator=rng) * 2 + 7 for _ in range(3)]
     pulls = torch.randn(sum(sizes), 3, 4, 5, dtype=torch.float64, generator=rng)
-    expected = _normalised(nn.BatchNorm2d(3, momentum=momentum, affine=affine), batches, pulls)
+    expected = normalised(nn.BatchNorm2d(3, momentum=momentum, affine=affine), batches, pulls)
     edges = np.cumsum([0, *sizes])
 
     def work(processes: Processes) -> tuple[Any, ...]:
@@ -95,7 +95,7 @@ def test_shared_norms_are_torchs_of_the_whole_batch(
         share_norms(inner, processes)
         assert isinstance(inner[0], SharedNorm)
         where = slice(edges[processes.rank], edges[processes.rank + 1])
-        return _normalised(inner[0], [batch[where] for batch in batches], pulls[where])
+        return normalised(inner[0], [batch[where] for batch in batches], pulls[where])
 
     found = in_threads(len(sizes), work, monkeypatch)
     for index in range(2):  # outputs, gradients of the input
@@ -108,7 +108,7 @@ def test_shared_norms_are_torchs_of_the_whole_batch(
         assert torch.allclose(one[4], expected[4], rtol=1e-9, atol=1e-10)
 
 
-def _normalised(norm: nn.BatchNorm2d, batches: list[torch.Tensor], pulls: torch.Tensor) -> tuple[Any, ...]:
+def normalised(norm: nn.BatchNorm2d, batches: list[torch.Tensor], pulls: torch.Tensor) -> tuple[Any, ...]:
     """Train on the batches; return the last output and gradients, the buffers, and an answer in evaluation."""
     norm.double().train()
     if norm.affine:

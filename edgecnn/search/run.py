@@ -59,11 +59,11 @@ def search(
         TrainingError: none of all trials ended well.
     """
     from edgecnn.training.recipe import Recipe
-    from edgecnn.training.run import _check_device
+    from edgecnn.training.run import check_device
 
     if trials < 1:
         raise UsageError(f"--trials {trials}: at least 1")
-    _check_device(plan.device)
+    check_device(plan.device)
     images = Images(plan.source, plan.options)
     dataset = images.at(plan.options.size)
     _tell(dataset, plan, say)

@@ -186,9 +186,9 @@ def train_trial(
     from edgecnn.training.checkpoint import Header, save_checkpoint
     from edgecnn.training.loop import fit
     from edgecnn.training.recipe import Recipe, is_mirrored
-    from edgecnn.training.run import _normalised
+    from edgecnn.training.run import normalised
 
-    dataset = _normalised(dataset)
+    dataset = normalised(dataset)
     torch.manual_seed(plan.options.seed)
     augment = parse_augment(settings.augment, is_mirrored(dataset))
     recipe = Recipe(epochs=plan.epochs, lr=settings.lr, augment=augment, seed=plan.options.seed)

@@ -57,13 +57,13 @@ def train(
         UsageError: the network does not fit the images, the device is not there, or `out` holds another training.
         TrainingError: the loss is no longer a number, or another process has died.
     """
-    _check_device(device)
+    check_device(device)
     if resume and (out / METRICS).exists() and not (out / state.FILE).exists():
         say(f"{out}: has finished already")
         return read_run(out)[1] if processes.first else None
     if (out / state.FILE).exists() and not resume:
         raise UsageError(f"{out}: holds an unfinished training; go on with it by --resume, or remove the folder")
-    dataset = _normalised(dataset)
+    dataset = normalised(dataset)
     torch.manual_seed(recipe.seed)
     if recipe.augment is None:
         recipe = msgspec.structs.replace(recipe, augment=parse_augment("light", is_mirrored(dataset)))
@@ -137,14 +137,14 @@ def _run(
     return training.run(keep, save)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     devices = ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
     if device not in devices:
         known = "torch sees no CUDA device here" if len(devices) == 1 else f"torch has {', '.join(devices)}"
         raise UsageError(f"--device {device}: {known}; use --device cpu")
 
 
-def _normalised(dataset: Dataset) -> Dataset:
+def normalised(dataset: Dataset) -> Dataset:
     """Set the normalisation to the training pixels' own mean, rounded, and standard deviation."""
     mean, deviation = dataset.train.statistics()
     scale = float(np.float32(1 / max(deviation, 1.0)))
