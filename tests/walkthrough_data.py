@@ -60,7 +60,7 @@ def chest(label: int, size: int, rng: np.random.Generator) -> Pixels:
         image = image - 85 * _bump(x - across, y - up, 0.28, 0.62)
     if label:
         side, reach = rng.choice((-1, 1)), rng.uniform(0.12, 0.26)
-        image = image + rng.uniform(15, 75) * _bump(
+        image = image + rng.uniform(25, 110) * _bump(
             x - side * rng.uniform(0.3, 0.5), y - rng.uniform(-0.4, 0.5), reach, reach
         )
     return _eight_bits(image + rng.normal(0, 7, (size, size)))
