@@ -59,13 +59,16 @@ def command(out: Path, data: str, as_json: bool, device: str, **options: Any) ->
     from edgecnn.errors import DataError, MissingPackageError
 
     try:
+        from edgecnn.training.augment import parse_augment
         from edgecnn.training.processes import join_processes
         from edgecnn.training.run import train
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"train needs {error.name}, which is not installed: pip install 'edgecnn[train]'"
         ) from None
-    choice = _choice(options)
+    # Mistakes in the words are said before the data are read.
+    choice, lr = _choice(options), _rate(options["lr"])
+    parse_augment(options["augment"], mirrored=False)
     processes, device = join_processes(device)
     tell = say if processes.first else _nothing
     asked = make_data_options(options)
@@ -77,7 +80,7 @@ def command(out: Path, data: str, as_json: bool, device: str, **options: Any) ->
     if dataset.warnings and options["strict"]:
         raise DataError(f"{data}: {dataset.warnings[0]} (--strict)")
     tell(f"{data}: {dataset.split}; {len(dataset.labels)} classes")
-    recipe = _recipe(options, dataset)
+    recipe = _recipe(options, lr, dataset)
     epochs = recipe.resolve(len(dataset.train)).epochs or 1
     tell(f"augmentation: {_described(recipe)}")
     from edgecnn.cli.progress import training_progress
@@ -126,7 +129,20 @@ def _choice(options: dict[str, Any]) -> Any:
     return NetChoice(net=net, widths=widths, **{name: options[name] for name in names})
 
 
-def _recipe(options: dict[str, Any], dataset: Any) -> Any:
+def _rate(text: str | None) -> float | None:
+    """Read --lr; None is the optimizer's own, or one still to be found."""
+    if text is None or text == "auto":
+        return None
+    try:
+        lr = float(text)
+    except ValueError:
+        lr = 0.0
+    if not 0 < lr < float("inf"):
+        raise click.BadParameter(f"{text!r} is neither a rate above 0 nor auto", param_hint="--lr")
+    return lr
+
+
+def _recipe(options: dict[str, Any], lr: float | None, dataset: Any) -> Any:
     from edgecnn.training.augment import parse_augment
     from edgecnn.training.recipe import Recipe, is_mirrored
 
@@ -134,14 +150,6 @@ def _recipe(options: dict[str, Any], dataset: Any) -> Any:
         "epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "label_smoothing", "balance", "ema",
         "patience", "teacher", "amp", "seed",
     )  # fmt: skip
-    lr = None
-    if options["lr"] not in (None, "auto"):
-        try:
-            lr = float(options["lr"])
-        except ValueError:
-            lr = 0.0
-        if not 0 < lr < float("inf"):
-            raise click.BadParameter(f"{options['lr']!r} is neither a rate above 0 nor auto", param_hint="--lr")
     augment = parse_augment(options["augment"], is_mirrored(dataset))
     return Recipe(lr=lr, augment=augment, **{name: options[name] for name in names})
 
