@@ -343,9 +343,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "not a list such as 16,32",
     ),
     "train in a size there is not": (["train", "digits", "-o", "{tmp}/out", "--size", "64"], "--size"),
-        ["train", "digits", "-o", "{tmp}/out", "--teacher", "{tmp}/gone"],
-        "{tmp}/gone: cannot be read",
-    ),
     "train for no epochs": (["train", "digits", "-o", "{tmp}/out", "--epochs", "0"], "--epochs"),
     "completion for no shell": (["completion", "tcsh"], "tcsh"),
 }
