@@ -685,3 +685,26 @@ def test_a_net_of_one_convolution_has_it_in_int8(tmp_path: Path, calibration: np
     assert details["first_convolution_in_float"] is False
     assert details["fusion"]["fused_convolutions"] == 1
     assert details["opset"] == 18
+
+
+def test_images_that_are_never_black_nor_white_are_no_obstacle(
+    checkpoint: Path, calibration: npt.NDArray[np.uint8], preprocess: Preprocess, tmp_path: Path
+) -> None:
+    """Calibration on dull images leaves every convolution in int8, and the first one's bias on the image's own scale."""
+    dull = (calibration // 3 + 60).astype(np.uint8)
+    folder = tmp_path / "fp32"
+    folder.mkdir()
+    OnnxExporter().export(ExportRequest(checkpoint=checkpoint, folder=folder, calibration=dull))
+    path = tmp_path / "int8.onnx"
+    onnx_int8.quantize(folder / "fp32.onnx", path, dull, preprocess, True, False)
+    assert fusion_report(path)["fused_convolutions"] == CONVOLUTIONS
+    model = onnx.load(path)
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    bias, weight = makers[first.input[2]], makers[first.input[1]]
+    assert np.array_equal(arrays[bias.input[1]], np.float32(preprocess.scale) * arrays[weight.input[1]])
+    exact = onnx.load(folder / "fp32.onnx")
+    floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in exact.graph.initializer}
+    wanted = floats[next(node for node in exact.graph.node if node.op_type == "Conv").input[2]]
+    assert np.allclose(arrays[bias.input[0]] * arrays[bias.input[1]], wanted, atol=2 * arrays[bias.input[1]].max())

@@ -116,7 +116,6 @@ def test_medical_page_runs(medical: Walked) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="one convolution of edge on these grey images is not int8, so export refuses", strict=True)
 def test_medical_bundle_commands_run(medical: Walked) -> None:
     """The page's commands on the bundle end well too, and the page on what the net looks at is written."""
     assert not fails(medical)

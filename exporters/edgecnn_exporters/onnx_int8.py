@@ -182,7 +182,29 @@ def _feed_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> None:
     body = list(graph.node)
     del graph.node[:]
     graph.node.extend(head + body)
+    _rescale_bias(model, preprocess.scale)
     _remove_dead(model)
+
+
+def _rescale_bias(model: onnx.ModelProto, image_scale: float) -> None:
+    """Give the first convolution's bias the scale of the image times the weights'.
+
+    It was quantized for the scale that calibration found, which is another where no calibration image reaches from
+    black to white; ONNX Runtime fuses a convolution only if the two agree, and leaves it in float if not.
+    """
+    from onnx import numpy_helper
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.input[0] != "image_normalised" or len(node.input) < 3:
+            continue
+        bias, weight = makers[node.input[2]], makers[node.input[1]]
+        levels, old = (numpy_helper.to_array(weights[name]) for name in bias.input[:2])
+        scale = (np.float32(image_scale) * numpy_helper.to_array(weights[weight.input[1]])).astype(np.float32)
+        again = np.rint(levels.astype(np.float64) * old / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        for name, array in ((bias.input[0], again), (bias.input[1], scale)):
+            weights[name].CopyFrom(numpy_helper.from_array(array, name))
 
 
 def _remove_dead(model: onnx.ModelProto) -> None:
