@@ -28,7 +28,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.archive", "edgecnn.bundle", "edgecnn.exporter"),
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     ("edgecnn.predict", "edgecnn.parity", "edgecnn.bench", "edgecnn.device", "edgecnn.report", "edgecnn.training"),
-    ("edgecnn.serving", "edgecnn.assemble", "edgecnn.search", "edgecnn.inspection", "edgecnn.testing", "edgecnn_exporters"),
+    (
+        "edgecnn.serving",
+        "edgecnn.assemble",
+        "edgecnn.search",
+        "edgecnn.inspection",
+        "edgecnn.testing",
+        "edgecnn_exporters",
+    ),
     ("edgecnn.cli", "edgecnn.__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

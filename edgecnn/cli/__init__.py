@@ -16,7 +16,19 @@ from edgecnn import __version__
 from edgecnn.errors import EdgecnnError, LostProcessError
 
 # In the order in which they are used; help texts and the README follow it.
-COMMANDS = ("train", "data", "export", "search", "predict", "parity", "bench", "inspect", "doctor", "demo", "completion")
+COMMANDS = (
+    "train",
+    "data",
+    "export",
+    "search",
+    "predict",
+    "parity",
+    "bench",
+    "inspect",
+    "doctor",
+    "demo",
+    "completion",
+)
 
 
 class _Failure(click.ClickException):
