@@ -372,7 +372,7 @@ def last_line(result: Result) -> str:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--widths", "4,8,16,32,64"], "images of 8x8 are too small for 5 widths"),
+        (["--widths", "4,8,16,32,64"], "images of 8x8 are too small for --net compact"),
         (["--widths", "4,x"], "'4,x' is not a list such as 16,32"),
         (["--widths", "4,"], "'4,' is not a list such as 16,32"),
         (["--widths", "0,8"], "widths"),

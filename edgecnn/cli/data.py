@@ -12,7 +12,12 @@ from edgecnn.cli.options import data_options, json_option, make_data_options, pr
 
 @click.group("data")
 def command() -> None:
-    """Look a data set over before training on it."""
+    """Look a data set over before training on it.
+
+    \b
+    Example:
+      edgecnn data check photos/ -o photos.html
+    """  # fmt: skip
 
 
 @command.command("check")

@@ -138,6 +138,11 @@ def _run(
 
 
 def check_device(device: str) -> None:
+    """See that torch has the device.
+
+    Raises:
+        UsageError: it has not.
+    """
     devices = ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
     if device not in devices:
         known = "torch sees no CUDA device here" if len(devices) == 1 else f"torch has {', '.join(devices)}"
