@@ -131,7 +131,7 @@ def test_two_huge_groups_a_class_can_be_split() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_too_few_groups_are_refused(groups: int) -> None:
     """Where groups are too few to fill the splits the error counts them."""
-    with pytest.raises(DataError, match=rf"{groups} groups are too few for a split \(train .*, val 0, test 0\)"):
+    with pytest.raises(DataError, match=rf"too few groups, {groups}, for a split \(train .*, val 0, test 0\)"):
         split([(f"{n}", n, 30) for n in range(groups)])
 
 

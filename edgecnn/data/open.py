@@ -13,7 +13,7 @@ from edgecnn.data.checks import check
 from edgecnn.data.dataset import DataOptions, Dataset, Item, Listing
 from edgecnn.data.groups import with_groups
 from edgecnn.data.scan import Scanned, scan
-from edgecnn.data.splits import assign_splits
+from edgecnn.data.splits import Splits, assign_splits
 from edgecnn.errors import DataError
 from edgecnn.host import available_memory
 from edgecnn.images import FORMATS
@@ -48,7 +48,7 @@ def open_data(source: str, options: DataOptions | None = None) -> Dataset:
         raise DataError(
             f"{source}: none of the {len(opened.listing.items)} images can be read; the first: {skipped[0]}"
         )
-    splits = assign_splits(whole.items, whole.labels, opened.listing, options)
+    splits = split_source(source, opened, options)
     parts = {name: whole.subset(where) for name, where in splits.parts.items()}
     dataset = Dataset(
         source=source,
@@ -73,6 +73,15 @@ def read_source(source: str, options: DataOptions) -> Source:
     listing = with_groups(source, _list(source, options), options)
     preprocess = _preprocess(listing, options)
     return Source(listing, preprocess, scan(source, listing.items, preprocess, _streams(listing, preprocess, options)))
+
+
+def split_source(source: str, opened: Source, options: DataOptions) -> Splits:
+    """Split what can be read of a source; an error names the source."""
+    whole = opened.scanned.images
+    try:
+        return assign_splits(whole.items, whole.labels, opened.listing, options)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
 
 
 def _streams(listing: Listing, preprocess: Preprocess, options: DataOptions) -> bool:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from edgecnn.data.checks import check
 from edgecnn.data.dataset import DataOptions, Dataset, LabelledImages, SplitName
 from edgecnn.data.near import Sketches, near_duplicates
-from edgecnn.data.open import Source, read_source
-from edgecnn.data.splits import Splits, assign_splits
+from edgecnn.data.open import Source, read_source, split_source
+from edgecnn.data.splits import Splits
 from edgecnn.data.survey import Survey, survey
 from edgecnn.errors import DataError
 from edgecnn.spec import Frozen
@@ -116,7 +116,7 @@ def _split(source: str, opened: Source, options: DataOptions) -> tuple[Splits | 
     whole, identity = opened.scanned.images, opened.scanned.identity
     splits = None
     try:
-        splits = assign_splits(whole.items, whole.labels, opened.listing, options)
+        splits = split_source(source, opened, options)
         parts = {name: whole.subset(where) for name, where in splits.parts.items()}
         dataset = Dataset(
             source, opened.listing.labels, opened.preprocess, parts["train"], parts["val"], parts["test"], ""

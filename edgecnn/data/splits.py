@@ -64,7 +64,7 @@ def assign_splits(
     counts = ", ".join(f"{name} {len(indices)}" for name, indices in given.items())
     empty = [name for name, indices in given.items() if not len(indices)]
     if empty:
-        what = f"{grouped.number(whole)} groups are too few" if grouped else "too few images"
+        what = f"too few groups, {grouped.number(whole)}," if grouped else "too few images"
         raise DataError(f"{what} for a split ({counts}): add images, or change the shares of val and test")
     how = f"by group ({grouped.number(whole)} groups)" if grouped else "by class"
     how = f"{' and '.join(made)} split off {how} with seed {options.seed}" if made else "as the source has it"

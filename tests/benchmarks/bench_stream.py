@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,18 +29,24 @@ def make_files(root: Path, count: int) -> None:
         coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, quality=85)
 
 
+def peak_kb() -> int:
+    """Read this process's peak memory; what getrusage says may be the parent's, from before exec."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found.group(1)) if found else 0
+
+
 def child(root: str, stream: bool) -> None:
     """Open one set, take every training image once in batches of a shuffled order, and print what it took."""
     from edgecnn.data import DataOptions, open_data
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kb()
     start = time.perf_counter()
     train = open_data(root, DataOptions(stream=stream)).train
     opened = time.perf_counter()
     order = np.random.default_rng(0).permutation(len(train))
     total = sum(int(train.take(order[at : at + BATCH]).sum()) for at in range(0, len(order), BATCH))
     done = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kb()
     print(
         json.dumps(
             {
