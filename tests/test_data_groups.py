@@ -120,6 +120,14 @@ def test_a_large_share_leaves_each_class_a_group() -> None:
     assert {items[index].label for index in result.parts["train"]} == set(range(6))
 
 
+def test_a_large_share_does_not_take_a_classs_only_group() -> None:
+    """A class of one group stays in train even where nine tenths are asked for and taking it would come nearer."""
+    groups = [(f"{label}-{n}", label, 5) for label in range(2) for n in range(20)]
+    result, items = split([*groups, ("only", 2, 50)], DataOptions(test=0.9, val=0.05))
+    assert "only" in groups_of(result, items)["train"]
+    assert len(groups_of(result, items)["test"]) == 36
+
+
 def test_two_huge_groups_a_class_can_be_split() -> None:
     """Groups much larger than a split's share still give one to it rather than none."""
     result, _ = split(

@@ -357,9 +357,11 @@ def test_a_crowd_of_equals_is_one_group() -> None:
 
 def test_flat_images_are_not_compared() -> None:
     """Images of hardly any contrast are nobody's duplicates: all that they share is noise and a gradient."""
-    slope = np.tile(np.linspace(100, 106, 20), (20, 1))[None, :, :, None]
-    pixels = (slope + np.random.default_rng(3).normal(0, 0.3, (30, 20, 20, 1))).astype(np.uint8)
+    slope = np.tile(np.linspace(100, 109, 20), (20, 1))[None, :, :, None]
+    pixels = (slope + np.random.default_rng(3).normal(0, 0.05, (30, 20, 20, 1))).astype(np.uint8)
+    assert len(np.unique(pixels.reshape(30, -1), axis=0)) == 30
     assert near_groups(pixels) == []
+    assert near_groups(pixels + (pixels - 100) * 4) == [list(range(30))]  # with contrast they would be
 
 
 @pytest.mark.parametrize(("side", "blocks"), [(5, 80), (16, 16), (32, 32), (33, 528), (48, 48)])

@@ -167,6 +167,23 @@ def test_broken_files_and_duplicates_are_found_without_keeping_pixels(photos: Pa
     assert f"(test/a/twin.jpg = {twin.relative_to(tmp_path)})" in streamed.warnings[0]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_broken_files_do_not_shift_the_others(photos: Path, tmp_path: Path, stream: bool) -> None:
+    """After broken files are left out, every name still has its own pixels and label."""
+    for path in photos.rglob("*.jpg"):
+        copy = tmp_path / path.relative_to(photos)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(b"" if path.stem in ("00", "21") else path.read_bytes())
+    dataset = open_data(str(tmp_path), DataOptions(size=16, stream=stream))
+    assert len(dataset.skipped) == 2
+    assert sum(map(len, parts(dataset))) == 58
+    for part in parts(dataset):
+        for pixels, label, index in zip(part.pixels, part.labels, range(len(part)), strict=True):
+            assert dataset.labels[label] == part.name(index)[0]
+            with Image.open(tmp_path / part.name(index)) as image:
+                np.testing.assert_array_equal(pixels, np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)))
+
+
 def test_every_row_is_worked_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many threads there are, each row goes to exactly one of them, and an error in one comes out."""
     for threads in (1, 2, 5):

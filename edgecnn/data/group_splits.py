@@ -91,6 +91,7 @@ class _Choice:
         while self.have.sum() < self.target.sum():
             short = self.target.sum() - self.have.sum()
             rest = self._spare(order)
+            rest = rest[(self.counts[rest][:, self.have < self.target] > 0).any(axis=1)]
             # A group of twice what is missing would make it worse; but a split must not be empty.
             fitting = rest[self.sizes[rest] < 2 * short]
             if not len(fitting) and not self.taken.any():
