@@ -51,6 +51,10 @@ class ExportError(EdgecnnError):
     """An export that did not produce what was asked for."""
 
 
+class QuantizationError(EdgecnnError):
+    """A model that cannot be quantized, or not as asked: no CNN, quantized already, an operator without a rule."""
+
+
 class RegistryError(EdgecnnError):
     """A backend or exporter that is unknown, broken, or claimed by two distributions."""
 

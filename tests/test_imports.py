@@ -18,16 +18,17 @@ from edgecnn.cli import COMMANDS
 ROOT = Path(edgecnn.__file__).parent
 EXPORTERS = Path(edgecnn_exporters.__file__).parent
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich", "optuna")
-TORCH_CODE = ("edgecnn.nets", "edgecnn.training")
+TORCH_CODE = ("edgecnn.nets", "edgecnn.training", "edgecnn.quantization")
 
 # DESIGN.md's table, lowest first; a module takes the layer of the longest name here that it begins with. Beyond the
 # table: layers, files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
-# and assemble, inspection and testing just under cli.
+# quantization above parity and bench, and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.layers", "edgecnn.files", "edgecnn.host"),
     ("edgecnn.images", "edgecnn.metrics", "edgecnn.manifest", "edgecnn.archive", "edgecnn.bundle", "edgecnn.exporter"),
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     ("edgecnn.predict", "edgecnn.parity", "edgecnn.bench", "edgecnn.device", "edgecnn.report", "edgecnn.training"),
+    ("edgecnn.quantization",),
     (
         "edgecnn.serving",
         "edgecnn.assemble",
