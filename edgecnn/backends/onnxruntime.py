@@ -30,7 +30,7 @@ class OnnxRuntimeBackend:
 
     def devices(self) -> tuple[str, ...]:
         """List `cpu`, and `cuda:0` where the installed wheel holds the CUDA provider; loading proves the rest."""
-        providers = _import().get_available_providers()
+        providers = import_onnxruntime().get_available_providers()
         return ("cpu", "cuda:0") if "CUDAExecutionProvider" in providers else ("cpu",)
 
     def load(self, artifact: Artifact, device: str, options: SessionOptions) -> OnnxRuntimeSession:
@@ -40,7 +40,7 @@ class OnnxRuntimeBackend:
             DeviceError: the device's provider is not there or left nodes to the CPU.
             BackendError: ONNX Runtime refused the model.
         """
-        ort = _import()
+        ort = import_onnxruntime()
         data = artifact.read_bytes()
         try:
             native = _session_options(ort, artifact, device, options)
@@ -85,7 +85,12 @@ class OnnxRuntimeSession:
         self._session = self._run = None
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime, with its telemetry and its warnings off.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

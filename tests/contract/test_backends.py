@@ -456,7 +456,7 @@ exec(sys.argv[1])
 print(json.dumps([Spy.seen, "onnxruntime" in sys.modules]))
 """
 ROADS = {
-    "the backend": "import edgecnn.backends.onnxruntime as b; assert 'onnxruntime' not in sys.modules; b._import()",
+    "the backend": "import edgecnn.backends.onnxruntime as b; assert 'onnxruntime' not in sys.modules; b.import_onnxruntime()",
     "the registry": "from edgecnn import registry as r; r.get(r.BACKENDS, 'onnxruntime').devices()",
     "an exporter": "from edgecnn_exporters.fusion import fusion_report; fusion_report(__import__('pathlib').Path(sys.argv[2]))",
 }
