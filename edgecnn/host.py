@@ -51,12 +51,8 @@ def fingerprint() -> Host:
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
     """Return the CPU's model name and those of its features that matter to int8."""
-    text = _read(cpuinfo) or ""
-    found = {
-        key.strip().lower(): value.strip()
-        for key, _, value in (line.partition(":") for line in reversed(text.splitlines()))
-    }
-    flags = set(found.get("flags", found.get("features", "")).split())
+    found = _first_cpu(cpuinfo)
+    flags = _flags(found)
     arm = (
         f"Arm implementer {found['cpu implementer']} part {found.get('cpu part', '?')}"
         if "cpu implementer" in found
@@ -64,6 +60,22 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
     )
     name = found.get("model name") or arm or platform.processor() or "unknown"
     return name, tuple(feature for feature in INT8_FEATURES if feature in flags)
+
+
+def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Say whether the CPU multiplies bfloat16 matrices, by AVX512-BF16, AMX-BF16 or Arm's BF16; None is not known."""
+    flags = _flags(_first_cpu(cpuinfo))
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) if flags else None
+
+
+def _first_cpu(cpuinfo: Path) -> dict[str, str]:
+    """Read what Linux says of the first CPU, names in lower case."""
+    lines = (line.partition(":") for line in reversed((_read(cpuinfo) or "").splitlines()))
+    return {key.strip().lower(): value.strip() for key, _, value in lines}
+
+
+def _flags(found: dict[str, str]) -> set[str]:
+    return set(found.get("flags", found.get("features", "")).split())
 
 
 def target_of_host() -> Target:

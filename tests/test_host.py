@@ -76,6 +76,25 @@ def test_this_machine_is_read_as_linux_tells_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "known"),
+    [
+        ("flags\t: fpu avx512f avx512_bf16", True),
+        ("flags\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("Features\t: fp asimd svebf16", False),
+        ("flags\t: fpu avx512f avx512_bf16_not", False),
+        (INTEL, False),
+        ("bogomips: 2", None),
+        ("", None),
+    ],
+)
+def test_bfloat16_is_read_from_the_flags(flags: str, known: bool | None, tmp_path: Path) -> None:
+    """The CPU's instructions for bfloat16 are looked for by whole words; without a list of flags nothing is claimed."""
+    (tmp_path / "cpuinfo").write_text(flags)
+    assert host.has_bfloat16(tmp_path / "cpuinfo") is known
+
+
+@pytest.mark.parametrize(
     ("machine", "cpuinfo", "target"),
     [
         ("x86_64", INTEL, "x86-64-vnni"),

@@ -313,6 +313,7 @@ def test_mixed_precision_trains_on_the_cpu_too() -> None:
     trained, _ = _fit(data, msgspec.structs.replace(SHORT, amp=True))
     plain, _ = _fit(data, SHORT)
     assert all(parameter.dtype == torch.float32 for parameter in trained.net.parameters())
+    assert not Training(net(data), data, msgspec.structs.replace(SHORT, amp=True)).scaler.is_enabled()
     losses = [[row.loss for row in one.history] for one in (trained, plain)]
     assert losses[0] != losses[1]
     assert np.allclose(*losses, rtol=0.05)

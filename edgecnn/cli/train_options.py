@@ -48,7 +48,7 @@ def recipe_options(command: Decorated) -> Decorated:
         click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better one."),
         click.option("--teacher", metavar="RUN", help="Follow the answers of a larger net, trained before."),
         click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, so that confidences are honest."),
-        click.option("--amp/--no-amp", default=None, help="Mixed precision.  [default: on CUDA]"),
+        click.option("--amp/--no-amp", default=None, help="Mixed precision: float16 on CUDA, bfloat16 on the CPU.  [default: on CUDA]"),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda:N."),
     )  # fmt: skip
     for option in reversed(added):

@@ -106,7 +106,8 @@ class Training:
         if self.recipe.balance == "weights":
             self.weights = class_weights(self.batches.labels, len(dataset.labels)).to(device)
         self.amp = device.startswith("cuda") if self.recipe.amp is None else self.recipe.amp
-        self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=self.amp)
+        # Small gradients vanish in float16, which CUDA takes; bfloat16, the CPU's, reaches as far as float32.
+        self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=self.amp and device.startswith("cuda"))
         self.progress = Progress()
 
     def run(

@@ -18,7 +18,7 @@ class Recipe(Frozen, frozen=True):
     stays as it is. `weight_decay` spares norms and biases. `ema` is the share of the whole training over which the
     shipped weights are averaged; 0 ships the raw ones. `patience` stops after so many epochs without a better one.
     `teacher_weight` is the share of the loss that follows the teacher, at `teacher_temperature` (Hinton et al. 2015).
-    `amp` trains in mixed precision, None on CUDA only.
+    `amp` trains in mixed precision, float16 on CUDA and bfloat16 on the CPU; None does so on CUDA only.
     """
 
     epochs: int | None = None
