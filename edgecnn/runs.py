@@ -18,7 +18,10 @@ CHECKPOINT, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 
 
 class RunConfig(Frozen, frozen=True):
-    """Everything that `train` decided, as JSON beside the weights."""
+    """Everything that `train` decided, as JSON beside the weights.
+
+    `train_sha256` and `val_sha256` are the splits' fingerprints; None where an earlier edgecnn did not take them.
+    """
 
     edgecnn: str
     data: str
@@ -32,6 +35,8 @@ class RunConfig(Frozen, frozen=True):
     device: str
     host: dict[str, Any]
     processes: int = 1
+    train_sha256: str | None = None
+    val_sha256: str | None = None
 
 
 class Metrics(Frozen, frozen=True):

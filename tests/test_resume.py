@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +20,17 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from greys import dataset, net, one_thread  # noqa: F401 -- the fixture is for every test here
 
-from edgecnn.data import DataOptions, Dataset
+from edgecnn.cli import cli
+from edgecnn.data import DataOptions, Dataset, LabelledImages, open_data
 from edgecnn.errors import CheckpointError, EdgecnnError, TrainingError, UsageError
 from edgecnn.files import write_atomic
+from edgecnn.images import encode_png
 from edgecnn.layers import ModelConfig
 from edgecnn.nets.compact import compact_config
-from edgecnn.runs import Metrics
+from edgecnn.runs import Metrics, RunConfig
 from edgecnn.training import loop, run, state
 from edgecnn.training.augment import LEVELS
 from edgecnn.training.checkpoint import Header, load_checkpoint, save_checkpoint
@@ -82,14 +87,32 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     monkeypatch.setattr(state, "save_state", save)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+WAYS = {"adam": {}, "sgd": {"optimizer": "sgd"}, "bfloat16": {"amp": True}}
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Metrics, bytes]]:
+    """Give what a training that nothing stops comes to in each of these ways: its metrics and its checkpoint."""
+    folder, found = tmp_path_factory.mktemp("wholes"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgecnn.training.evaluate._write_pictures", lambda *_: None)
+        patch.setattr(loop, "usable_threads", lambda: 1)
+        for way, changes in WAYS.items():
+            metrics = go(folder / way, msgspec.structs.replace(RECIPE, **changes))
+            found[way] = metrics, (folder / way / "model.safetensors").read_bytes()
+    assert len({content for _, content in found.values()}) == len(WAYS)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("saves", range(1, 10))
 def test_stopped_after_any_step_it_goes_on_the_same(
-    saves: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_at_each_step: None
-) -> None:
+    saves: int, way: str, tmp_path: Path, wholes: dict[str, tuple[Metrics, bytes]], monkeypatch: pytest.MonkeyPatch,
+    save_at_each_step: None,
+) -> None:  # fmt: skip
     """Whichever step was the last one saved, the checkpoint is the same to the last byte, and so is the history."""
-    recipe = msgspec.convert(msgspec.to_builtins(RECIPE) | {"optimizer": optimizer}, Recipe)
-    expected = go(tmp_path / "whole", recipe)
+    recipe = msgspec.structs.replace(RECIPE, **WAYS[way])
+    expected, content = wholes[way]
     with monkeypatch.context() as patch:
         stop_after(patch, saves)
         with pytest.raises(Stopped):
@@ -99,8 +122,8 @@ def test_stopped_after_any_step_it_goes_on_the_same(
     torch.manual_seed(123)  # what another process's generator happens to be at
     said: list[str] = []
     found = go(tmp_path / "run", recipe, resume=True, said=said)
-    assert f"goes on in epoch {saves // 3 + 1}" in said[0]
-    assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert f"goes on in epoch {saves // 3 + 1}" in said[-1]
+    assert (tmp_path / "run/model.safetensors").read_bytes() == content
     assert came_to(found) == came_to(expected)
     assert not (tmp_path / "run" / state.FILE).exists()
 
@@ -198,6 +221,16 @@ def _other(**changes: object) -> Callable[[Path], Metrics]:
     return lambda out: go(out, msgspec.convert(msgspec.to_builtins(RECIPE) | changes, Recipe), resume=True)
 
 
+def _swapped(split: str, what: str) -> Callable[[Path], Metrics]:
+    """Resume with the labels, or the pixels, of a split's first two images exchanged: all counts and sums stay."""
+    data = dataset()
+    part: LabelledImages = getattr(data, split)
+    order = np.arange(len(part))
+    order[:2] = 1, 0
+    part = dataclasses.replace(part, **{what: getattr(part, what)[order]})
+    return lambda out: go(out, data=dataclasses.replace(data, **{split: part}), resume=True)
+
+
 OTHERS: dict[str, tuple[Callable[[Path], Metrics], str]] = {
     "epochs": (_other(epochs=9), "was started with epochs 3, not 9"),
     "lr": (_other(lr=0.5), "was started with lr 0.004, not 0.5"),
@@ -210,8 +243,13 @@ OTHERS: dict[str, tuple[Callable[[Path], Metrics], str]] = {
         lambda out: go(out, data=dataclasses.replace(dataset(), test=dataset().val), resume=True),
         "was training on other data or another split",
     ),
-    "classes": (lambda out: go(out, data=dataset(classes=2), resume=True), "was training on other data"),
-    "training images": (lambda out: go(out, data=dataset(train=50), resume=True), "was training on other data"),
+    "classes": (lambda out: go(out, data=dataset(classes=2), resume=True), "(the classes differ)"),
+    "more training images": (lambda out: go(out, data=dataset(train=50), resume=True), "(the training images or their labels differ)"),
+    "training labels": (_swapped("train", "labels"), "(the training images or their labels differ)"),
+    "training pixels": (_swapped("train", "store"), "(the training images or their labels differ)"),
+    "validation labels": (_swapped("val", "labels"), "(the validation images or their labels differ)"),
+    "validation pixels": (_swapped("val", "store"), "(the validation images or their labels differ)"),
+    "test labels": (_swapped("test", "labels"), "(the test images or their labels differ)"),
 }  # fmt: skip
 
 
@@ -226,6 +264,44 @@ def test_another_training_cannot_be_resumed_as_this_one(name: str, unfinished: P
     assert "\n" not in str(caught.value)
     assert (unfinished / state.FILE).read_bytes() == before
     go(unfinished, resume=True)
+
+
+def test_a_state_of_an_earlier_version_is_told(unfinished: Path) -> None:
+    """A state from before training images were noted is refused in one line, and its configuration can still be read."""
+    path = unfinished / state.FILE
+    found = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    config = json.loads(found["config"])
+    assert config.pop("train_sha256") != config.pop("val_sha256")
+    found["config"] = json.dumps(config)
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    assert msgspec.json.decode(found["config"], type=RunConfig).train_sha256 is None
+    with pytest.raises(UsageError, match="by an earlier edgecnn, which did not note its training images; remove"):
+        go(unfinished, resume=True)
+
+
+def test_relabelled_files_are_noticed_however_they_are_read(tmp_path: Path) -> None:
+    """A split's fingerprint is numpy's and hashlib's of its own, streamed or not, and moving one file changes it."""
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        file = tmp_path / "data" / "train" / "ab"[index % 2] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode_png(rng.integers(0, 255, (8, 8, 1), dtype=np.uint8)))
+    shutil.copytree(tmp_path / "data/train", tmp_path / "data/test")
+    before, streamed = (open_data(str(tmp_path / "data"), DataOptions(stream=stream)) for stream in (False, True))
+    for part, other in ((before.train, streamed.train), (before.val, streamed.val)):
+        expected = hashlib.sha256(str(part.pixels.shape).encode())
+        for image in part.pixels:
+            expected.update(hashlib.blake2b(bytes(image.ravel().tolist()), digest_size=16).digest())
+        expected.update(b"".join(int(label).to_bytes(8, "little") for label in part.labels))
+        plain = dataclasses.replace(part, digests=None)
+        assert part.fingerprint() == other.fingerprint() == plain.fingerprint() == expected.hexdigest()
+    moved = tmp_path / "data" / before.train.name(0)
+    moved.rename(tmp_path / "data/train" / ("b" if moved.parent.name == "a" else "a") / moved.name)
+    after = open_data(str(tmp_path / "data"), DataOptions())
+    assert after.test.sha256() == before.test.sha256()
+    assert after.train.fingerprint() != before.train.fingerprint()
 
 
 def test_a_damaged_state_is_said(unfinished: Path) -> None:
@@ -248,12 +324,18 @@ def test_a_damaged_state_is_said(unfinished: Path) -> None:
         state.load_state(path, Training(net(dataset(), widths=(9,)), dataset(), RECIPE), config)
 
 
-def test_mixed_precision_may_come_and_go() -> None:
-    """A state saved without a gradient scaler is taken up by a training that has one, as between CPU and GPU."""
-    data = dataset()
-    plain = Training(net(data), data, RECIPE)
-    assert plain.scaler.state_dict() == {}
-    assert Training(net(data), data, msgspec.structs.replace(RECIPE, amp=True)).scaler.state_dict() != {}
+@pytest.mark.parametrize(
+    ("amp", "known", "told"), [(True, False, True), (True, True, False), (True, None, False), (None, False, False)]
+)
+def test_a_cpu_without_bfloat16_is_told_of(
+    amp: bool | None, known: bool | None, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed precision on a CPU that is known not to have the instructions is said in one line, and trains all the same."""
+    monkeypatch.setattr("edgecnn.host.has_bfloat16", lambda: known)
+    said: list[str] = []
+    go(tmp_path / "run", msgspec.structs.replace(RECIPE, amp=amp, epochs=1), said=said)
+    lines = [line for line in said if "bfloat16" in line]
+    assert lines == ["--amp: this CPU has no bfloat16 instructions; training will be slower, not faster"] * told
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(
@@ -330,104 +412,94 @@ def test_a_training_with_a_teacher_goes_on_the_same(tmp_path: Path, monkeypatch:
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
-# A driver with the two minutes made short and the steps made slow, so that a kill falls between them.
+# A real `edgecnn train` that saves its state after every step, and that a signal strikes at a stated moment.
 DRIVER = """
-import sys, time
-from edgecnn.training import loop, evaluate
+import os, sys
+from edgecnn import files
+from edgecnn.training import loop, evaluate, state
 loop._SAVE_SECONDS, loop.usable_threads = 0.0, lambda: 1
 evaluate._write_pictures = lambda *_: None
-real = loop.Training._step
-def step(self, batch):
-    time.sleep(0.01)
-    return real(self, batch)
-loop.Training._step = step
+epoch, batch, where, number = sys.argv[1:5]
+at = int(epoch), int(batch)
+def strike(training):
+    if (training.progress.epoch, training.progress.batch) == at:
+        os.kill(os.getpid(), int(number))
+step, save = loop.Training._step, state.save_state
+def struck_step(training, given):
+    strike(training)
+    return step(training, given)
+def struck_save(path, training, config):
+    files.os.replace = lambda *names: (strike(training), os.rename(*names))  # all is written but the name
+    save(path, training, config)
+if where == "step":
+    loop.Training._step = struck_step
+elif where == "save":
+    state.save_state = struck_save
+del sys.argv[1:5]
 from edgecnn.cli import main
 main()
 """
-DIGITS = (
-    "train",
-    "digits",
-    "--widths",
-    "4",
-    "--depth",
-    "1",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "64",
-    "--lr",
-    "0.01",
-    "--json",
-)
+WORDS = ("--widths", "4", "--depth", "1", "--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--json")
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, *DIGITS, "-o", str(out), *more]
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the .npz of a tiny set, which is opened faster than the digits."""
+    file, data = tmp_path_factory.mktemp("data") / "greys.npz", dataset()
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    named = {f"{kind}_{name}": values for name, part in parts.items() for kind, values in (("x", part.pixels), ("y", part.labels))}  # fmt: skip
+    np.savez(file, **named)  # type: ignore[arg-type]  # the stubs take the arrays for its flag
+    return str(file)
+
+
+def real(
+    data: str, out: Path, at: tuple[int, int, str, int], *more: str, before: Callable[[], object] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Train in a process of its own until it is struck: in epoch and batch, in a step or a save, by a signal."""
+    command = [sys.executable, "-c", DRIVER, *map(str, at), "train", data, "-o", str(out), *WORDS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=120,
+        preexec_fn=before or (lambda: signal.signal(signal.SIGINT, signal.default_int_handler)),
     )  # fmt: skip
 
 
-def progress_of(out: Path) -> tuple[int, int]:
-    """Read epoch and batch from the state that was saved last."""
-    import io
-
-    data = (out / state.FILE).read_bytes()[32:]
-    epoch, batch, *_ = torch.load(io.BytesIO(data), weights_only=True)["progress"]
-    return epoch, batch
-
-
-def kill_at(process: subprocess.Popen[str], out: Path, epoch: int, batch: int, number: int = signal.SIGKILL) -> None:
-    end = time.monotonic() + 60
-    while not (out / state.FILE).exists() or progress_of(out) < (epoch, batch):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "the training does not come to where it is to be killed"
-        time.sleep(0.01)
-    process.send_signal(number)
-
-
 @pytest.mark.slow
-def test_real_processes_that_are_killed_go_on_the_same(tmp_path: Path) -> None:
-    """Killed in the middle of an epoch and again after the second, a real training ends with the same bytes."""
-    whole = start(tmp_path / "whole")
-    run_ = tmp_path / "run"
-    for number, (more, epoch, batch) in enumerate([((), 1, 3), (("--resume",), 3, 0)]):
-        killed = start(run_, *more)
-        kill_at(killed, run_, epoch, batch)
-        assert killed.wait() == -signal.SIGKILL, number
-        assert (number == 0) or load_checkpoint(run_).build() is not None
-    last = start(run_, "--resume")
-    out, err = last.communicate(timeout=60)
-    assert last.returncode == 0, err
-    assert "goes on in epoch 3" in err
-    expected = json.loads(whole.communicate(timeout=60)[0])
-    found = json.loads(out)
-    assert (run_ / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-    for metrics in (expected, found):
+def test_real_processes_that_are_killed_go_on_the_same(arrays: str, tmp_path: Path) -> None:
+    """Killed while it saves in the first epoch, and again in a step of the third, a training ends with the same bytes."""
+    run_, whole = tmp_path / "run", tmp_path / "whole"
+    assert real(arrays, run_, (1, 2, "save", signal.SIGKILL)).returncode == -signal.SIGKILL
+    assert {path.suffix for path in run_.iterdir() if path.name.startswith(".")} == {".tmp"}
+    again = real(arrays, run_, (3, 1, "step", signal.SIGKILL), "--resume")
+    assert again.returncode == -signal.SIGKILL
+    assert "goes on in epoch 1" in again.stderr
+    assert load_checkpoint(run_).build() is not None
+    found = CliRunner().invoke(cli, ["train", arrays, "-o", str(run_), *WORDS, "--resume"])
+    assert "goes on in epoch 3" in found.stderr
+    expected = CliRunner().invoke(cli, ["train", arrays, "-o", str(whole), *WORDS])
+    assert (run_ / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    both = [json.loads(result.stdout) for result in (found, expected)]
+    for metrics in both:
         for row in (metrics, *metrics["history"]):
             row.pop("seconds")
-    assert found == expected
-    assert sorted(path.name for path in run_.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert both[0] == both[1]
+    assert sorted(path.name for path in run_.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_names_the_way_on(tmp_path: Path) -> None:
+def test_an_interrupted_training_names_the_way_on(arrays: str, tmp_path: Path) -> None:
     """Ctrl-C in the second epoch ends with 130, names --resume, and leaves a state and a whole checkpoint."""
     out = tmp_path / "run"
-    process = start(out)
-    kill_at(process, out, 2, 3, signal.SIGINT)
-    printed, err = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, "")
-    assert "Traceback" not in err
-    assert "with --resume" in err
+    done = real(arrays, out, (2, 1, "step", signal.SIGINT))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+    assert "with --resume" in done.stderr
     assert (out / state.FILE).exists()
     assert load_checkpoint(out).build() is not None
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(arrays: str, tmp_path: Path) -> None:
     """Where the state does not fit any more, a real training ends with one line and leaves a whole checkpoint."""
     out = tmp_path / "run"
 
@@ -435,9 +507,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or it would kill, not fail
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # between checkpoint and state
 
-    driver = DRIVER.replace("= 0.0,", "= 120.0,")  # the first checkpoint is to come before the first state
-    command = [sys.executable, "-c", driver, *DIGITS, "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    # With steps of a single batch the first checkpoint comes before the first state.
+    done = real(arrays, out, (9, 9, "", 0), "--batch-size", "48", before=limit)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == f"edgecnn: {out / state.FILE}: File too large"
     assert "Traceback" not in done.stderr

@@ -93,7 +93,11 @@ def train(
         device=device,
         host=msgspec.to_builtins(host.fingerprint()),
         processes=processes.count,
+        train_sha256=dataset.train.fingerprint(),
+        val_sha256=dataset.val.fingerprint(),
     )
+    if recipe.amp and device == "cpu" and host.has_bfloat16() is False:
+        say("--amp: this CPU has no bfloat16 instructions; training will be slower, not faster")
     training = Training(net, dataset, recipe, device, processes, teacher)
     if resume and (out / state.FILE).exists():
         state.load_state(out / state.FILE, training, config)

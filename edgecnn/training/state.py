@@ -15,6 +15,14 @@ from edgecnn.runs import RunConfig
 from edgecnn.training.loop import Epoch, Progress, Training
 
 FILE = "resume.pt"
+_OF_DATA = {
+    "labels": "the classes",
+    "split": "the splits",
+    "train_sha256": "the training images or their labels",
+    "val_sha256": "the validation images or their labels",
+    "test_sha256": "the test images or their labels",
+    "preprocess": "size, colour or brightness",
+}
 
 
 def save_state(path: Path, training: Training, config: RunConfig) -> None:
@@ -84,9 +92,11 @@ def refuse_another(path: Path, saved: RunConfig, config: RunConfig) -> None:
         was, now = getattr(saved.data_options, name), getattr(config.data_options, name)
         if was != now:
             raise UsageError(f"{path.parent}: was started with {name} {was} for the data, not {now}; resume with the same options")  # fmt: skip
-    for name in ("test_sha256", "split", "labels", "preprocess"):
+    if saved.train_sha256 is None:
+        raise UsageError(f"{path.parent}: was started by an earlier edgecnn, which did not note its training images; remove the folder to start anew")  # fmt: skip
+    for name, what in _OF_DATA.items():
         if getattr(saved, name) != getattr(config, name):
-            raise UsageError(f"{path.parent}: was training on other data or another split ({name} differs); resume with the same data and options")  # fmt: skip
+            raise UsageError(f"{path.parent}: was training on other data or another split ({what} differ); resume with the same data and options")  # fmt: skip
     for name, value in config.recipe.items():
         if saved.recipe.get(name) != value:
             raise UsageError(f"{path.parent}: was started with {name} {saved.recipe.get(name)}, not {value}; resume with the same options")  # fmt: skip
