@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def net(data: Dataset, seed: int = 0, dropout: float = 0.1, widths: Sequence[int
     """Make a net with the weights of a seed."""
     torch.manual_seed(seed)
     return build_net(compact_config(widths, depth=1, dropout=dropout), data.preprocess, len(data.labels))
+
+
+def write_npz(path: Path, data: Dataset) -> str:
+    """Write the three splits as one file, which a process opens faster than the digits, and return its name."""
+    arrays = {}
+    for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
+        arrays[f"x_{name}"], arrays[f"y_{name}"] = part.pixels, part.labels
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # the stubs take the arrays for its flag
+    return str(path)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from greys import dataset, net, one_thread  # noqa: F401 -- the fixture is for every test here
+from click.testing import CliRunner, Result
+from greys import dataset, net, one_thread, write_npz  # noqa: F401 -- the fixture is for every test here
 from safetensors.numpy import load_file
 from torch import nn
 
 from edgecnn import cli
+from edgecnn.cli import cli as edgecnn_cli
 from edgecnn.errors import LostProcessError, TrainingError, UsageError
+from edgecnn.runs import RunConfig
+from edgecnn.training import loop, state
 from edgecnn.training import processes as module
 from edgecnn.training.augment import Augment
 from edgecnn.training.loop import Trained, Training
@@ -225,48 +231,94 @@ def test_the_first_process_speaks_for_all(
 
 # Real processes: torchrun, gloo, the loopback. The report's pictures are left out, they take longer than the training.
 DRIVER = """
-from edgecnn.training import evaluate, loop
+import os, signal
+from edgecnn.training import evaluate, loop, state
 evaluate._write_pictures = lambda *_: None
-loop.usable_threads = lambda: 1
+loop.usable_threads, loop._SAVE_SECONDS = lambda: 1, float(os.environ["SAVE_SECONDS"])
+real, left = state.save_state, [int(os.environ["SAVES"])]
+def save(*given):
+    real(*given)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+state.save_state = save
 from edgecnn.cli import main
 main()
 """
-OPTIONS = ("train", "digits", "--widths", "4", "--depth", "1", "--dropout", "0", "--batch-size", "100", "--lr", "0.01")
+OPTIONS = ("--widths", "4", "--depth", "1", "--dropout", "0", "--batch-size", "16", "--lr", "0.01", "--augment", "strong", "--json")  # fmt: skip
 
 
-def command(folder: Path, count: int, *more: str) -> list[str]:
+def command(folder: Path, *more: str) -> list[str]:
+    """Give the line that trains with two processes."""
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
-    if count == 1:
-        return [sys.executable, str(driver), *OPTIONS, *more]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(port))
-    return [*launch, str(driver), *OPTIONS, *more]
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
+    data = write_npz(folder / "greys.npz", dataset(train=96))
+    return [*launch, str(driver), "train", data, *OPTIONS, *more]
 
 
-def go(folder: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, count, *more), capture_output=True, text=True, check=False, timeout=120)
+def environment(saves: int = 0) -> dict[str, str]:
+    """Give the variables; the first process dies right after it has saved its state so many times, if any."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "SAVES": str(saves), "SAVE_SECONDS": "-1" if saves else "120"}
+
+
+def go(folder: Path, *more: str, saves: int = 0) -> subprocess.CompletedProcess[str]:
+    """Train with two processes."""
+    words, variables = command(folder, *more), environment(saves)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=180, env=variables)
+
+
+def alone(folder: Path, *more: str) -> Result:
+    """Train with this process alone."""
+    data = write_npz(folder / "greys.npz", dataset(train=96))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgecnn.training.evaluate._write_pictures", lambda *_: None)
+        return CliRunner().invoke(edgecnn_cli, ["train", data, *OPTIONS, *more])
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training printed, and where."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    said: str
+
+    def agrees_with(self, other: Run) -> bool:
+        """Say whether history and weights are the same but for rounding."""
+        rows = [[(row["loss"], row["val_loss"]) for row in run.metrics["history"]] for run in (self, other)]
+        first, second = (load_file(run.folder / "model.safetensors") for run in (self, other))
+        return (
+            self.metrics["val_accuracy"] == other.metrics["val_accuracy"]
+            and np.allclose(*rows, rtol=1e-4)
+            and first.keys() == second.keys()
+            and all(np.allclose(second[name], value, rtol=1e-3, atol=1e-5) for name, value in first.items())
+        )
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
+    """Give trainings of one and of two processes that nothing stops."""
+    folder, found = tmp_path_factory.mktemp("wholes"), {}
+    for count in (1, 2):
+        out = folder / str(count)
+        words = ("--epochs", "3", "-o", str(out))
+        done = alone(folder, *words) if count == 1 else go(folder, *words)
+        assert (done.exit_code if isinstance(done, Result) else done.returncode) == 0, done.stderr
+        found[count] = Run(out, json.loads(done.stdout), done.stderr)
+    return found
 
 
 @pytest.mark.slow
-def test_two_real_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_real_processes_train_as_one(wholes: dict[int, Run]) -> None:
     """Under torchrun two processes print one result and come to one process's weights, but for rounding."""
-    metrics = []
-    for count in (1, 2):
-        done = go(tmp_path, count, "--epochs", "2", "-o", str(tmp_path / str(count)), "--json")
-        assert done.returncode == 0, done.stderr[-2000:]
-        metrics.append(json.loads(done.stdout))
-        assert done.stderr.count("epoch 2/2") == done.stderr.count("augmentation: ") == 1
-    one, two = metrics
-    assert two["val_accuracy"] == one["val_accuracy"]
-    assert np.allclose([row["loss"] for row in two["history"]], [row["loss"] for row in one["history"]], rtol=1e-5)
-    first, second = (load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert np.allclose(second[name], value, rtol=1e-3, atol=1e-5), name
-    assert json.loads((tmp_path / "2/config.json").read_text())["processes"] == 2
+    for count, run in wholes.items():
+        assert run.said.count("epoch 3/3") == run.said.count("augmentation: ") == 1
+        assert json.loads((run.folder / "config.json").read_text())["processes"] == count
+    assert wholes[2].agrees_with(wholes[1])
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
@@ -292,7 +344,7 @@ def test_a_killed_process_ends_the_other(killed: int, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--epochs", "2000", "--patience", "2000", "-o", str(out))
     launcher = subprocess.Popen(
-        command(tmp_path, 2, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(tmp_path, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
     try:
         end = time.monotonic() + 60
@@ -317,33 +369,58 @@ def test_a_killed_process_ends_the_other(killed: int, tmp_path: Path) -> None:
     assert load_checkpoint(out).build() is not None
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Give the run folders of one and of two processes, the first of which died in the middle of the second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    words = ("--epochs", "3", "-o")
+    died = go(folder, *words, str(folder / "2"), saves=8)
+    assert died.returncode != 0
+    assert died.stdout == ""
+    with pytest.MonkeyPatch.context() as patch:
+        real = state.save_state
+        left = iter(range(7, -1, -1))
+
+        def save(path: Path, training: Training, config: RunConfig) -> None:
+            real(path, training, config)
+            if next(left) == 0:
+                raise KeyboardInterrupt
+
+        patch.setattr(state, "save_state", save)
+        patch.setattr(loop, "_SAVE_SECONDS", -1.0)
+        assert alone(folder, *words, str(folder / "1")).exit_code == 130
+    return {count: folder / str(count) for count in (1, 2)}
+
+
 @pytest.mark.slow
-def test_a_training_of_two_is_gone_on_with_by_one(tmp_path: Path) -> None:
-    """A state that two processes left is taken up by one, with the result that one would have come to, but for rounding."""
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    assert go(tmp_path, 1, "--epochs", "3", "-o", str(whole)).returncode == 0
-    stop = DRIVER.replace(
-        "from edgecnn.cli",
-        "from edgecnn.training import state\nreal = state.save_state\ndef save(*given):\n    real(*given)\n"
-        "    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)\nstate.save_state = save\nfrom edgecnn.cli",
-    )
-    words = command(tmp_path, 2, "--epochs", "3", "-o", str(out))
-    (tmp_path / "driver.py").write_text(stop)
-    stopped = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
-    assert stopped.returncode != 0
-    assert (out / "resume.pt").exists()
-    done = go(tmp_path, 1, "--epochs", "3", "-o", str(out), "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "goes on in epoch 2" in done.stderr
-    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, out))
-    assert np.allclose([row["loss"] for row in one["history"]], [row["loss"] for row in other["history"]], rtol=1e-4)
-    assert one["val_accuracy"] == other["val_accuracy"]
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+def test_a_stopped_training_goes_on_with_as_many_processes_or_others(
+    before: int, after: int, wholes: dict[int, Run], stopped: dict[int, Path], tmp_path: Path
+) -> None:
+    """Two go on to the very same weights; with another number it is said, and the weights are the same but for rounding."""
+    out = tmp_path / "run"
+    shutil.copytree(stopped[before], out)
+    words = ("--epochs", "3", "-o", str(out), "--resume")
+    done = alone(tmp_path, *words) if after == 1 else go(tmp_path, *words)
+    assert (done.exit_code if isinstance(done, Result) else done.returncode) == 0, done.stderr
+    assert done.stderr.count("goes on in epoch 2") == 1
+    told = f"{before} before, {after} now: the result is the same but for rounding and for which values dropout drops"
+    assert done.stderr.count(told) == (before != after)
+    found = Run(out, json.loads(done.stdout), done.stderr)
+    assert found.agrees_with(wholes[after])
+    same = (out / "model.safetensors").read_bytes() == (wholes[2].folder / "model.safetensors").read_bytes()
+    assert same is (before == after)
+    if before == after:
+        for row in (*found.metrics["history"], *wholes[2].metrics["history"]):
+            row["seconds"] = 0
+        assert found.metrics["history"] == wholes[2].metrics["history"]
+    assert json.loads((out / "config.json").read_text())["processes"] == after
 
 
 @pytest.mark.slow
 def test_a_mistake_under_torchrun_is_said_once(tmp_path: Path) -> None:
     """Batches too small for the processes are one line from one of them."""
-    done = go(tmp_path, 2, "-o", str(tmp_path / "run"), "--batch-size", "2")
+    done = go(tmp_path, "-o", str(tmp_path / "run"), "--batch-size", "2")
     (line,) = [line for line in done.stderr.splitlines() if "too small" in line]
     assert line.startswith("edgecnn: batches of 2 images are too small for 2 processes")
     assert done.returncode != 0

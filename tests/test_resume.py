@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from greys import dataset, net, one_thread  # noqa: F401 -- the fixture is for every test here
+from greys import dataset, net, one_thread, write_npz  # noqa: F401 -- the fixture is for every test here
 
 from edgecnn.cli import cli
 from edgecnn.data import DataOptions, Dataset, LabelledImages, open_data
@@ -444,12 +444,8 @@ WORDS = ("--widths", "4", "--depth", "1", "--epochs", "3", "--batch-size", "16",
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give the .npz of a tiny set, which is opened faster than the digits."""
-    file, data = tmp_path_factory.mktemp("data") / "greys.npz", dataset()
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    named = {f"{kind}_{name}": values for name, part in parts.items() for kind, values in (("x", part.pixels), ("y", part.labels))}  # fmt: skip
-    np.savez(file, **named)  # type: ignore[arg-type]  # the stubs take the arrays for its flag
-    return str(file)
+    """Give the .npz of a tiny set."""
+    return write_npz(tmp_path_factory.mktemp("data") / "greys.npz", dataset())
 
 
 def real(

@@ -100,8 +100,10 @@ def train(
         say("--amp: this CPU has no bfloat16 instructions; training will be slower, not faster")
     training = Training(net, dataset, recipe, device, processes, teacher)
     if resume and (out / state.FILE).exists():
-        state.load_state(out / state.FILE, training, config)
+        before = state.load_state(out / state.FILE, training, config).processes
         say(f"{out}: goes on in epoch {training.progress.epoch}, after {training.progress.seconds:.0f} s of training")
+        if before != processes.count:
+            say(f"processes: {before} before, {processes.count} now: the result is the same but for rounding and for which values dropout drops")  # fmt: skip
     elif resume:
         say(f"{out}: nothing to resume; starts anew")
     if processes.first:

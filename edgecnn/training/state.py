@@ -46,8 +46,10 @@ def save_state(path: Path, training: Training, config: RunConfig) -> None:
     write_atomic(path, hashlib.sha256(content).digest() + content)
 
 
-def load_state(path: Path, training: Training, config: RunConfig) -> None:
-    """Put a training where the saved one was.
+def load_state(path: Path, training: Training, config: RunConfig) -> RunConfig:
+    """Put a training where the saved one was, and return what was decided when that was begun.
+
+    The number of processes may be another: weights, optimizer and progress are the same in all of them.
 
     Raises:
         UsageError: the saved training is of another net, data set or recipe; the first difference is named.
@@ -76,6 +78,7 @@ def load_state(path: Path, training: Training, config: RunConfig) -> None:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: does not hold this net ({reason}); remove it to start anew") from None
     training.progress = Progress(epoch, batch, loss, seconds, epoch_seconds, history)
+    return saved
 
 
 def refuse_another(path: Path, saved: RunConfig, config: RunConfig) -> None:
