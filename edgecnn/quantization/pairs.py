@@ -114,8 +114,6 @@ class _Walk:
 
     def _step(self, node: onnx.NodeProto, place: _Place) -> _Place | None:
         """Go through one node, if it treats each channel by itself and takes a factor out of it."""
-        if any(self.uses[name] or name in self.outputs for name in node.output[1:] if name):
-            return None
         if node.op_type == "Add":
             return self._add(node, place)
         if node.input[0] != place.tensor:
@@ -149,27 +147,25 @@ class _Walk:
     def _reshape(self, node: onnx.NodeProto, place: _Place) -> _Place | None:
         """Go through what makes one axis of all but the first.
 
-        Elements keep their order. So where as many as an image had are one row, a row is an image, and places of one
-        channel lie side by side. That has to be known: a dimension without a number ends the walk.
+        Elements keep their order. So where a row has as many as an image had, which the second layer's weight tells, it
+        is an image, and places of one channel lie side by side. A dimension without a number ends the walk.
         """
         before, after = self.shapes.get(place.tensor, ()), self.shapes.get(node.output[0], ())
-        if len(after) != 2 or None in (after[1], *before[1:]) or len(before) != place.trailing + 2:
+        if len(after) != 2 or len(before) != place.trailing + 2 or before[1] != place.channels * place.repeat:
             return None
-        count = math.prod(dimension or 0 for dimension in before[1:])
-        if not count or count != after[1] or count % place.channels:
-            return None
-        return _moved(replace(place, trailing=0, repeat=count // place.channels), node)
+        places = [place.repeat, *(dimension or 0 for dimension in before[2:])]
+        return _moved(replace(place, trailing=0, repeat=math.prod(places)), node)
 
     def _end(self, first: WeightedLayer, second: WeightedLayer, node: onnx.NodeProto, place: _Place) -> Link | None:
         """Check that the second layer sums over the channels, and that its weight is its own."""
         shape = tuple(self.weights[second.weight].dims)
-        if second.op in ("Conv", "ConvTranspose"):
-            fits = place.trailing > 0 and place.repeat == 1
-            inputs = shape[1] * attribute(node, "group", 1) if second.op == "Conv" else shape[0]
+        if second.op in ("Gemm", "MatMul") and (place.trailing or len(shape) != 2 or attribute(node, "transA", 0)):
+            return None
+        if second.op == "Conv":
+            inputs = shape[1] * attribute(node, "group", 1)
         else:
-            fits = place.trailing == 0 and len(shape) == 2 and not attribute(node, "transA", 0)
             inputs = shape[1] if attribute(node, "transB", 0) else shape[0]
-        if not fits or inputs != place.channels * place.repeat or not self._own(second.weight):
+        if inputs != place.channels * place.repeat or not self._own(second.weight):
             return None
         return Link(first, second, place.shaped, place.channels, place.repeat, place.added)
 

@@ -215,12 +215,70 @@ def test_fully_connected_layers_are_a_pair(bias: tuple[int, ...], transposed: in
     assert len(check_same_function(model, (5,)).pairs) == 2
 
 
-def test_a_transposed_input_is_no_pair() -> None:
-    """A Gemm that transposes its input sums over the images, so its weight's rows are no channels."""
+ALONE: dict[str, tuple[list[onnx.NodeProto], dict[str, tuple[int, ...]], tuple[int, ...]]] = {
+    "an input transposed, so that rows are no channels": (
+        [node("Gemm", "x g", "a"), node("Relu", "a", "b"), node("Gemm", "b h", "y", transA=1)],
+        {"g": (5, 4), "h": (4, 3)}, (5,),
+    ),
+    "a first weight that another layer has too": (
+        [node("Conv", "x v", "a"), node("Relu", "a", "r"), node("Conv", "r w", "c"), node("Conv", "x v", "k"), node("Add", "c k", "y")],
+        {"v": (4, 3, 1, 1), "w": (4, 4, 1, 1)}, SHAPE,
+    ),
+    "a second weight that another layer has too": (
+        [node("Conv", "x v", "a"), node("Relu", "a", "r"), node("Conv", "r w", "c"), node("Conv", "x w", "k"), node("Add", "c k", "y")],
+        {"v": (3, 3, 1, 1), "w": (4, 3, 1, 1)}, SHAPE,
+    ),
+    "the tensor as another's slope": (
+        [node("Conv", "x v", "a"), node("PRelu", "x a", "r"), node("Conv", "r w", "y")],
+        {"v": (3, 3, 1, 1), "w": (4, 3, 1, 1)}, SHAPE,
+    ),
+    "the tensor as another's bias": (
+        [node("Gemm", "x v", "a"), node("Relu", "a", "r"), node("Gemm", "x w r", "y")], {"v": (4, 4), "w": (4, 4)}, (4,),
+    ),
+    "a bias that is no constant": (
+        [node("Gemm", "x v x", "a"), node("Relu", "a", "r"), node("Gemm", "r w", "y")], {"v": (4, 4), "w": (4, 4)}, (4,),
+    ),
+    "a product over as many columns as channels": (
+        [node("Conv", "x v", "a"), node("Relu", "a", "r"), node("MatMul", "r w", "y")], {"v": (8, 3, 1, 1), "w": (8, 4)}, SHAPE,
+    ),
+    "a stack of products": (
+        [node("MatMul", "x v", "a"), node("Relu", "a", "r"), node("MatMul", "r w", "y")], {"v": (4, 6), "w": (6, 6, 5)}, (4,),
+    ),
+    "channels on the last of three axes": (
+        [node("MatMul", "x v", "a"), node("Relu", "a", "r"), node("MatMul", "r w", "y")], {"v": (4, 6), "w": (6, 5)}, (7, 4),
+    ),
+    "a mean over as many channels as rows": (
+        [node("Conv", "x v", "a"), node("ReduceMean", "a", "r", axes=[1], keepdims=0), node("Conv", "r w", "y")],
+        {"v": (8, 3, 1, 1), "w": (4, 8, 1)}, SHAPE,
+    ),
+    "a constant that adds an axis": (
+        [node("Gemm", "x v", "a"), node("Add", "a c", "r"), node("MatMul", "r w", "y")],
+        {"v": (4, 6), "c": (2, 1, 6), "w": (6, 5)}, (4,),
+    ),
+    "two images to a row": (
+        [node("Conv", "x v", "a"), node("Reshape", "a to", "r"), node("Gemm", "r w", "y")],
+        {"v": (4, 3, 1, 1), "w": (512, 5)}, SHAPE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_has_no_channel_of_its_own_is_left_alone(name: str) -> None:
+    """No pair is seen where layers follow each other but a channel's scale would be noticed, or is another layer's too."""
     rng = np.random.default_rng(6)
-    nodes = [node("Gemm", "x g", "a"), node("Relu", "a", "b"), node("Gemm", "b h", "y", transA=1)]
-    model = graph(nodes, (5,), g=spread(rng, 5, 4), h=spread(rng, 4, 3))
-    assert not check_same_function(model, (5,)).pairs
+    nodes, shapes, shape = ALONE[name]
+    weights = {key: spread(rng, *size) for key, size in shapes.items()}
+    assert not check_same_function(graph(nodes, shape, **weights, to=np.array([-1, 512])), shape).pairs
+
+
+def test_a_batch_size_without_a_number_is_no_hindrance_but_other_sizes_are() -> None:
+    """Flattening planes of unknown size leaves unknown how many places a channel has, so there is no pair."""
+    tail = [node("Conv", "x v", "a"), node("Flatten", "a", "f"), node("Gemm", "f w", "y")]
+    rng = np.random.default_rng(8)
+    model = graph(tail, SHAPE, v=spread(rng, 4, 3, 1, 1), w=spread(rng, 256, 5))
+    assert len(equalize(model).pairs) == 1
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    assert not equalize(model).pairs
 
 
 @pytest.mark.parametrize("seed", range(25))
