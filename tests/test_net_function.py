@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import nn
 from edgecnn.cli import cli
 from edgecnn.errors import CheckpointError, UsageError
 from edgecnn.layers import ModelConfig
-from edgecnn.nets import NetChoice, build_net, choose_net
+from edgecnn.nets import NetChoice, build_net, choose_net, function
 from edgecnn.spec import Preprocess
 from edgecnn.training.checkpoint import Header, load_checkpoint, save_checkpoint
 
@@ -85,6 +87,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("their_")]:
         del sys.modules[name]
+    function._imported.clear()
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -188,6 +191,77 @@ def test_a_net_of_somebody_elses_goes_all_the_way(here: Path) -> None:
         line = result.stderr.splitlines()[-1]
         assert "the net cannot be built: net their_net:make: 'their_net' cannot be imported" in line
     assert invoke("inspect", bundle).exit_code == 0, "a bundle needs no function"
+
+
+TRAP = (
+    GOOD
+    + """
+from pathlib import Path
+Path(__file__).with_name("sprung").touch()
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def foreign_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a bundle of a function's net, as somebody else would have exported it."""
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "their_trap.py").write_text(GOOD)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    for words in (
+        ("train", "digits", "-o", "run", "--net", "their_trap:make", "--epochs", "1"),
+        ("export", "run", "-o", "bundle", "--max-drop", "90"),
+    ):
+        command = [sys.executable, "-m", "edgecnn", *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder / "bundle"
+
+
+BUILDING = {
+    "parity": ["parity", "{bundle}", "-r", "torch"],
+    "parity by default": ["parity", "{bundle}"],
+    "predict": ["predict", "{bundle}", "{bundle}/goldens/000.png", "-b", "torch"],
+    "bench": ["bench", "{bundle}", "-c", "torch", "--seconds", "0.1", "--cold-runs", "0"],
+    "features": ["inspect", "{bundle}", "--features", "{bundle}/goldens/000.png", "-o", "page.html"],
+    "features of a zip": ["inspect", "{zip}", "--features", "{bundle}/goldens/000.png", "-o", "page.html"],
+    "teacher": ["train", "digits", "-o", "pupil", "--teacher", "{bundle}", "--epochs", "1", "--size", "n"],
+    "teacher's file": ["train", "digits", "-o", "pupil", "--teacher", "{bundle}/model.safetensors", "--epochs", "1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDING)
+def test_a_bundle_does_not_get_code_run(
+    name: str, foreign_bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever command would rebuild a bundle's net, its function is not imported, which is said in one line."""
+    shutil.copytree(foreign_bundle, here / "bundle")
+    shutil.make_archive(str(here / "packed"), "zip", here / "bundle")
+    (here / "their_trap.py").write_text(TRAP)
+    words = [word.format(bundle="bundle", zip="packed.zip") for word in BUILDING[name]]
+    result = invoke(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    line = result.stderr.splitlines()[-1]
+    assert "would import and run their_trap:make: set EDGECNN_TRUST_FUNCTIONS=1 if you trust both" in line
+    assert not (here / "sprung").exists()
+    assert "their_trap" not in sys.modules
+    monkeypatch.setenv("EDGECNN_TRUST_FUNCTIONS", "yes")
+    assert invoke(*words).exit_code == 2
+    monkeypatch.setenv("EDGECNN_TRUST_FUNCTIONS", "1")
+    trusted = invoke(*words)
+    assert "would import" not in trusted.stderr
+    assert (here / "sprung").exists(), "the trap is one"
+
+
+@pytest.mark.slow
+def test_a_bundles_onnx_files_need_no_trust(foreign_bundle: Path, here: Path) -> None:
+    """What does not rebuild the net works on such a bundle as on any other, and imports nothing."""
+    (here / "their_trap.py").write_text(TRAP)
+    for words in (["predict", foreign_bundle, foreign_bundle / "goldens/000.png"], ["inspect", foreign_bundle]):
+        assert invoke(*words).exit_code == 0
+    assert invoke("parity", foreign_bundle, "-r", "onnxruntime:fp32", "--max-drop", "90").exit_code == 0
+    assert not (here / "sprung").exists()
 
 
 def header(name: str) -> Header:

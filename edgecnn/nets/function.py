@@ -14,7 +14,9 @@ from torch import nn
 from edgecnn.errors import UsageError
 from edgecnn.spec import Preprocess
 
+TRUST = "EDGECNN_TRUST_FUNCTIONS"
 _ANYTHING = (Exception, SystemExit)  # their code may raise whatever it likes
+_imported: set[str] = set()  # what this process was told by its own user to run
 
 
 def build_from_function(name: str, preprocess: Preprocess, classes: int) -> nn.Module:
@@ -26,6 +28,7 @@ def build_from_function(name: str, preprocess: Preprocess, classes: int) -> nn.M
         UsageError: it cannot be imported or called, or what it makes does not fit.
     """
     function = _import(name)
+    _imported.add(name)
     shape = {"channels": preprocess.channels, "height": preprocess.height, "width": preprocess.width}
     try:
         net = function(**shape, classes=classes)
@@ -39,6 +42,16 @@ def build_from_function(name: str, preprocess: Preprocess, classes: int) -> nn.M
         raise UsageError(f"net {name}: returned {type(net).__name__} without any parameters to train")
     _try(net, name, preprocess, classes)
     return net
+
+
+def is_trusted(name: str) -> bool:
+    """Say whether a net's function may be run though it was a bundle that named it.
+
+    To import it runs code from the current folder, or wherever Python looks, and a bundle may be anybody's. The variable
+    EDGECNN_TRUST_FUNCTIONS=1 allows it; so does the user, by having had this process run the same function before, as an
+    export does.
+    """
+    return name in _imported or os.environ.get(TRUST) == "1"
 
 
 def _import(name: str) -> Callable[..., Any]:

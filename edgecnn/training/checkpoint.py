@@ -15,7 +15,9 @@ from torch import nn
 from edgecnn.errors import CheckpointError, UsageError
 from edgecnn.files import write_atomic
 from edgecnn.layers import ModelConfig
+from edgecnn.manifest import MANIFEST
 from edgecnn.nets import build_net
+from edgecnn.nets.function import TRUST, is_trusted
 from edgecnn.spec import Frozen, Preprocess
 
 FILE = "model.safetensors"
@@ -32,19 +34,30 @@ class Header(Frozen, frozen=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights with their network's configuration, preprocessing and labels."""
+    """Weights with their network's configuration, preprocessing and labels.
+
+    `bundle` names the bundle that they come out of; what it says is then not taken for the user's own words.
+    """
 
     model: ModelConfig
     preprocess: Preprocess
     labels: tuple[str, ...]
     weights: dict[str, torch.Tensor]
+    bundle: str | None = None
 
     def build(self) -> nn.Module:
         """Rebuild the network with its weights, in evaluation mode.
 
         Raises:
-            CheckpointError: the net cannot be built, or the weights are not its own, or are not finite.
+            CheckpointError: the net cannot be built, or the weights are not its own, or are not finite; or a bundle
+                asks to run a function that nobody here has trusted.
         """
+        function = self.model.function
+        if self.bundle is not None and function is not None and not is_trusted(function):
+            raise CheckpointError(
+                f"{self.bundle}: to rebuild this bundle's net would import and run {function}: set {TRUST}=1 if you "
+                "trust both, or use a backend that runs its ONNX files"
+            )
         try:
             net = build_net(self.model, self.preprocess, len(self.labels))
             net.load_state_dict(self.weights)
@@ -77,11 +90,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         hint = "; give a folder that `edgecnn train` wrote" if path.is_dir() or not path.exists() else ""
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}){hint}") from None
-    return parse_checkpoint(data, str(file))
+    return parse_checkpoint(data, str(file), of_bundle=(file.parent / MANIFEST).exists())
 
 
-def parse_checkpoint(data: bytes, where: str) -> Checkpoint:
-    """Read a checkpoint from its bytes; `where` is for error messages.
+def parse_checkpoint(data: bytes, where: str, of_bundle: bool = True) -> Checkpoint:
+    """Read a checkpoint from its bytes; `where` is for error messages, and names the bundle if it comes out of one.
 
     Raises:
         CheckpointError: the bytes are damaged or not an edgecnn checkpoint.
@@ -93,4 +106,10 @@ def parse_checkpoint(data: bytes, where: str) -> Checkpoint:
         header = msgspec.json.decode(metadata[_KEY], type=Header)
     except (SafetensorError, msgspec.MsgspecError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where}: not a checkpoint of edgecnn, or damaged ({error})") from None
-    return Checkpoint(model=header.model, preprocess=header.preprocess, labels=header.labels, weights=weights)
+    return Checkpoint(
+        model=header.model,
+        preprocess=header.preprocess,
+        labels=header.labels,
+        weights=weights,
+        bundle=where if of_bundle else None,
+    )
