@@ -14,8 +14,8 @@ import msgspec
 
 from edgecnn.errors import BackendError, DamagedError, UsageError
 
-Target = Literal["any", "x86-64", "x86-64-vnni", "arm64"]
-TARGETS: tuple[Target, ...] = ("any", "x86-64", "x86-64-vnni", "arm64")
+Target = Literal["any", "x86-64", "x86-64-vnni", "arm64", "cuda", "tensorrt"]
+TARGETS: tuple[Target, ...] = ("any", "x86-64", "x86-64-vnni", "arm64", "cuda", "tensorrt")
 Fit = Literal["stretch", "crop", "pad"]
 Format = Literal["onnx", "safetensors"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgecnn.quantization.graph import makers, remove_dead, weights_of
+from edgecnn.quantization.graph import makers, readers, remove_dead, weights_of
 from edgecnn.spec import Preprocess
 
 KEY = "edgecnn.preprocess"
@@ -21,31 +21,35 @@ def feed_pixels(model: onnx.ModelProto) -> bool:
     Cast, Sub, Mul, Transpose, QuantizeLinear, DequantizeLinear becomes Transpose, DequantizeLinear: no rounding
     and no float tensor on the way in. It takes 0.85 of the time (tests/benchmarks/bench_pixels.py).
 
-    Only for a first convolution that is quantized itself. Before one in float it would make ONNX Runtime take
-    DequantizeLinear, Conv, QuantizeLinear for a quantized convolution and round the weights itself, per tensor.
+    Before a first convolution in float it is the same node with a scale for each row of the image, all of them
+    equal: with a single one ONNX Runtime would take the convolution for a quantized one (`edgecnn.quantization.shield`).
 
     Returns:
         Whether it was done.
     """
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    chain = _head(model) if KEY in properties else None
-    if chain is None:
+    if KEY not in properties:
         return False
     preprocess = msgspec.json.decode(properties[KEY], type=Preprocess)
-    image, normalised = chain
+    image = model.graph.input[0].name
+    normalised = _follow(model, image, (*_HEAD, "QuantizeLinear", "DequantizeLinear"))
+    quantized = normalised is not None
+    normalised = normalised or _follow(model, image, _HEAD)
+    if normalised is None or (not quantized and preprocess.height < 2):
+        return False
     graph = model.graph
-    scale = np.array(preprocess.scale, dtype=np.float32)
-    zero_point = np.array(preprocess.zero_point, dtype=np.uint8)
+    rows = () if quantized else (preprocess.height,)
     graph.initializer.extend(
-        [numpy_helper.from_array(scale, "image_scale"), numpy_helper.from_array(zero_point, "image_zero_point")]
+        [
+            numpy_helper.from_array(np.full(rows, preprocess.scale, dtype=np.float32), "image_scale"),
+            numpy_helper.from_array(np.full(rows, preprocess.zero_point, dtype=np.uint8), "image_zero_point"),
+        ]
     )
+    inputs = ["image_planes", "image_scale", "image_zero_point"]
     head = [
         helper.make_node("Transpose", [image], ["image_planes"], name="image_transpose", perm=[0, 3, 1, 2]),
         helper.make_node(
-            "DequantizeLinear",
-            ["image_planes", "image_scale", "image_zero_point"],
-            ["image_normalised"],
-            name="image_dequantize",
+            "DequantizeLinear", inputs, ["image_normalised"], name="image_dequantize", axis=2 if rows else 1
         ),
     ]
     for node in graph.node:
@@ -55,24 +59,22 @@ def feed_pixels(model: onnx.ModelProto) -> bool:
     body = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]
     graph.node.extend(head + body)
-    _rescale_bias(model, preprocess.scale)
+    if quantized:
+        _rescale_bias(model, preprocess.scale)
     remove_dead(model)
     return True
 
 
-def _head(model: onnx.ModelProto) -> tuple[str, str] | None:
-    """Find the image and its normalised, dequantized planes; None where the graph does not begin as edgecnn's do."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    image = tensor = model.graph.input[0].name
-    for kind in (*_HEAD, "QuantizeLinear", "DequantizeLinear"):
-        following = readers.get(tensor, [])
+def _follow(model: onnx.ModelProto, image: str, kinds: tuple[str, ...]) -> str | None:
+    """Follow the image along operators of these kinds; None where the graph does not begin like that, then convolve."""
+    reading, tensor = readers(model), image
+    for kind in kinds:
+        following = reading.get(tensor, [])
         if len(following) != 1 or following[0].op_type != kind:
             return None
         tensor = following[0].output[0]
-    return (image, tensor) if all(node.op_type == "Conv" for node in readers.get(tensor, [])) else None
+    after = reading.get(tensor, [])
+    return tensor if after and all(node.op_type == "Conv" for node in after) else None
 
 
 def _rescale_bias(model: onnx.ModelProto, image_scale: float) -> None:

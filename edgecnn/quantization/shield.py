@@ -47,7 +47,7 @@ def shield(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     """Count the channels of a layer's input, along axis 1; 0 where the input's axis 1 is not the channels'."""
-    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    attributes: dict[str, int] = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Conv":
         return int(weight.dims[1]) * attributes.get("group", 1)
     if node.op_type == "ConvTranspose":

@@ -1,0 +1,66 @@
+"""Whether a quantized model decides as the float one: by labels where there are any, else by the float's own answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgecnn.errors import QuantizationError
+from edgecnn.parity.decisions import Decisions, judge_decisions
+from edgecnn.quantization.conversion import labels_of
+from edgecnn.quantization.feeds import FeedSet
+from edgecnn.quantization.yardstick import answer_tensor, answers
+from edgecnn.spec import Tolerance
+
+_NO_BETTER_THAN = 2.0  # times chance: a float model below this does not know these classes, or not in this order
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The images decisions are judged on, the float model's answers, and what is held to be right.
+
+    Without labels the float model's answers are: then every changed answer counts as lost, and accuracy as agreement.
+    """
+
+    feeds: FeedSet
+    reference: npt.NDArray[np.int64]
+    truth: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    labelled: bool
+    tolerance: Tolerance
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, feeds: FeedSet, tolerance: Tolerance) -> Evaluation:
+        """Let the float model answer.
+
+        Raises:
+            QuantizationError: it gives no classes, or answers so badly that the labels must mean something else.
+        """
+        scores = answers(model, feeds, answer_tensor(model))
+        if scores.shape[1] < 2:
+            raise QuantizationError(
+                "the model's first output has a single value, so it names no class; give one that does"
+            )
+        count = scores.shape[1]
+        reference = scores.argmax(axis=1)
+        truth, labelled = (feeds.labels, True) if feeds.labels is not None else (reference, False)
+        right = float((reference == truth).mean())
+        if labelled and right < _NO_BETTER_THAN / count and len(truth) >= 10 * count:
+            raise QuantizationError(
+                f"the float model answers {right:.1%} of the images as labelled, hardly better than chance: the classes are in "
+                "another order, or the images are not prepared as it wants (see --mean, --std, --layout, --order)"
+            )
+        classes = labels_of(model) or tuple(str(index) for index in range(count))
+        return cls(feeds, reference, truth, classes, labelled, tolerance)
+
+    def judge(self, quantized: onnx.ModelProto) -> Decisions:
+        """Judge a quantized model's answers, paired with the float model's.
+
+        Raises:
+            QuantizationError: an answer is not finite.
+        """
+        found = answers(quantized, self.feeds, answer_tensor(quantized)).argmax(axis=1)
+        return judge_decisions(self.reference, found, self.truth, self.feeds.names, self.classes, self.tolerance)

@@ -1,0 +1,172 @@
+"""A ladder of remedies, climbed only as far as the accuracy budget asks, one verified rung after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from edgecnn.errors import QuantizationError
+from edgecnn.metrics import Accuracy
+from edgecnn.parity import Verdict
+from edgecnn.parity.decisions import Decisions
+from edgecnn.quantization.evaluation import Evaluation
+from edgecnn.quantization.placement import Search, search_placement
+from edgecnn.quantization.race import Speed, race
+from edgecnn.quantization.rungs import Attempt, Workshop, float_layers, quantization_aware, remedies
+from edgecnn.quantization.state import State
+from edgecnn.quantization.yardstick import open_model
+from edgecnn.spec import Frozen
+
+SPEED_SECONDS = 1.0
+QAT = "QAT"
+
+
+class Rung(Frozen, frozen=True):
+    """One remedy and what the model made with it was measured to do; `note` says why a rung made none."""
+
+    name: str
+    floats: tuple[str, ...] = ()
+    sqnr_db: float | None = None
+    bytes: int | None = None
+    speed: Speed | None = None
+    decisions: Decisions | None = None
+    seconds: float = 0.0
+    note: str | None = None
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """The accuracy with its interval."""
+        return None if self.decisions is None else self.decisions.candidate_accuracy
+
+
+@dataclass(frozen=True)
+class Climb:
+    """All rungs, the number of the best, its attempt and its model, and how layers were placed."""
+
+    rungs: tuple[Rung, ...]
+    best: int
+    attempt: Attempt
+    model: onnx.ModelProto
+    search: Search | None
+
+
+@dataclass
+class Ladder:
+    """The climb in progress.
+
+    `place` False keeps every layer in int8. Each rung's model is judged on `evaluation` and, if `timed`, raced against
+    the float model.
+    """
+
+    source: onnx.ModelProto
+    workshop: Workshop
+    evaluation: Evaluation
+    place: bool = True
+    timed: bool = True
+    state: State | None = None
+    say: Callable[[str], None] = lambda text: None
+
+    def climb(self, stop_after: str | None = None) -> Climb:
+        """Climb until a rung's accuracy is shown to be within the budget, or there are no more rungs.
+
+        The best rung is the first that passes; without one, the one whose loss is bounded lowest. A rung that was
+        climbed before, as the state says, is taken from there. `stop_after` names a rung to stop after in any case.
+
+        Raises:
+            QuantizationError: not even the first rung could be made.
+        """
+        rungs: list[Rung] = []
+        attempts: list[Attempt] = []
+        search: Search | None = None
+        best = 0
+        for name, attempt, found in self._attempts(attempts, rungs):
+            search = found or search
+            rung, done = self._measured(name, attempt, rungs)
+            rungs.append(rung)
+            attempts.append(done)
+            best = self._best(rungs)
+            if self._is_enough(rung) or name == stop_after:
+                break
+        model = attempts[best].build(self.workshop.recipe)
+        return Climb(rungs=tuple(rungs), best=best, attempt=attempts[best], model=model, search=search)
+
+    def _attempts(
+        self, attempts: list[Attempt], rungs: list[Rung]
+    ) -> Iterator[tuple[str, Attempt | str, Search | None]]:
+        """Make the rungs' attempts one by one; the lists are what has been climbed so far."""
+        workshop, source = self.workshop, self.source
+        first = self._kept("min-max")
+        search = None if self.state is None else self.state.search
+        if first is None:
+            first = Attempt(source, workshop.ranges(source, "min-max"))
+            if self.place:
+                search = search_placement(
+                    source, first.ranges, workshop.recipe, workshop.yardstick, self.timed, self.say
+                )
+                first = Attempt(source, first.ranges, search.chosen.floats)
+                if self.state is not None:
+                    self.state.add_search(search)
+        yield "min-max", first, search
+        for remedy in remedies():
+            kept = self._kept(remedy.name)
+            yield remedy.name, kept or remedy.make(workshop, attempts[self._best(rungs)]), None
+        if self.place:
+            for name, attempt in float_layers(workshop, attempts[self._best(rungs)]):
+                yield name, self._kept(name) or attempt, None
+        base = attempts[self._best(rungs)]
+        yield QAT, self._kept(QAT) or quantization_aware(workshop, base, self.say), None
+
+    def _kept(self, name: str) -> Attempt | None:
+        return None if self.state is None else self.state.attempt(name)
+
+    def _measured(self, name: str, attempt: Attempt | str, rungs: list[Rung]) -> tuple[Rung, Attempt]:
+        """Judge one attempt, or take its rung from the state; a remedy that does not apply keeps the base's attempt."""
+        if isinstance(attempt, str):
+            self.say(f"{name}: {attempt}")
+            return Rung(name=name, note=attempt), Attempt(self.source, {})
+        known = None if self.state is None else self.state.rung(name, Rung)
+        if known is not None:
+            self.say(f"{name}: taken from an earlier run")
+            return known, attempt
+        began = time.perf_counter()
+        try:
+            built = attempt.build(self.workshop.recipe)
+            decisions = self.evaluation.judge(built)
+        except QuantizationError as error:
+            if not rungs:
+                raise
+            return Rung(name=name, note=str(error)), attempt
+        speed = self.speed(built) if self.timed else None
+        rung = Rung(
+            name=name, floats=attempt.floats, sqnr_db=self.workshop.yardstick.sqnr_db(built),
+            bytes=len(built.SerializeToString()), speed=speed, decisions=decisions, seconds=time.perf_counter() - began,
+        )  # fmt: skip
+        self.say(f"{name}: {decisions.candidate_accuracy.value:.2%}, {decisions.verdict.value}: {decisions.reason}")
+        if self.state is not None:
+            self.state.add(name, rung, attempt)
+        return rung, attempt
+
+    def speed(self, built: onnx.ModelProto, seconds: float = SPEED_SECONDS) -> Speed:
+        """Race a quantized model against the float one at batch 1, one thread."""
+        with open_model(built) as quantized, open_model(self.source) as floating:
+            sessions = {"float": floating, "quantized": quantized}
+            return race(sessions, "float", self.workshop.yardstick.one(), seconds)["quantized"]
+
+    def _is_enough(self, rung: Rung) -> bool:
+        """Stop at PASS, and where no remedy could show more: nothing is lost, and still too few images to prove it."""
+        if rung.decisions is None:
+            return False
+        nothing_lost = rung.decisions.verdict is Verdict.INCONCLUSIVE and rung.decisions.lost == 0
+        return rung.decisions.verdict is Verdict.PASS or nothing_lost
+
+    @staticmethod
+    def _best(rungs: list[Rung]) -> int:
+        """Give the first that passes, else the one with the lowest bound on what it loses, then with the least error."""
+        ranked = [(index, rung) for index, rung in enumerate(rungs) if rung.decisions is not None]
+        for index, rung in ranked:
+            if rung.decisions is not None and rung.decisions.verdict is Verdict.PASS:
+                return index
+        return min(ranked, key=lambda one: (one[1].decisions.drop_high, -(one[1].sqnr_db or 0)))[0]  # type: ignore[union-attr]  # as filtered above

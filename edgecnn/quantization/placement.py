@@ -1,0 +1,186 @@
+"""Which layers stay in float: searched with latency and error measured together on this machine, not by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+
+import onnx
+
+from edgecnn.quantization.graph import layers_of
+from edgecnn.quantization.qdq import quantize
+from edgecnn.quantization.race import Speed, race
+from edgecnn.quantization.recipe import Recipe
+from edgecnn.quantization.yardstick import Yardstick, open_model
+from edgecnn.spec import Frozen
+
+Floats = frozenset[str]
+_GENERATIONS = 3
+_SECONDS = 0.35  # of timing a candidate, where it is not beaten before
+_PARENTS = 4  # placements that the next generation is made from
+_DEEPEST = 4  # leading convolutions that are left in float together, at the most
+_MOST = 48  # candidates of one generation
+_SAME = 0.02  # latencies that differ by less are the same: then the error decides
+_LEVEL_DB = 0.5  # of error that a faster placement may lose against all layers in int8
+
+
+class Placement(Frozen, frozen=True):
+    """One choice of layers in float, by their nodes' names, and what it was measured to give.
+
+    `speed` is against the float model, None where the target is not this machine. `front` says that no other is
+    better in latency, error and size at once.
+    """
+
+    floats: tuple[str, ...]
+    sqnr_db: float
+    bytes: int
+    speed: Speed | None = None
+    front: bool = False
+
+
+class Search(Frozen, frozen=True):
+    """All placements that were tried, and the one chosen with the reason."""
+
+    tried: tuple[Placement, ...]
+    chosen: Placement
+    reason: str
+
+
+def search_placement(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    recipe: Recipe,
+    yardstick: Yardstick,
+    measured: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Search:
+    """Try placements in generations and choose one.
+
+    The first generation leaves in float nothing, each layer by itself, and the first and last layers in all small
+    combinations; each further one joins the best with one another and takes single layers back. In each, candidates
+    take turns on the clock, and one stops as soon as another is clearly faster at no greater error.
+    `measured` False, for a target that is not this machine, goes by error alone and keeps to the first generation.
+    """
+    layers = [layer.node for layer in layers_of(model)]
+    known: dict[Floats, Placement] = {}
+    wanted: Iterable[Floats] = _first_generation(model)
+    for generation in range(_GENERATIONS if measured else 1):
+        fresh = [floats for floats in dict.fromkeys(wanted) if floats not in known and len(floats) < len(layers)][
+            :_MOST
+        ]
+        if not fresh:
+            break
+        say(f"placement: generation {generation + 1}, {len(fresh)} candidates")
+        parents = [set(one.floats) for one in _parents(known.values())]
+        known |= _measure(model, ranges, recipe, yardstick, fresh, measured, [frozenset(floats) for floats in parents])
+        wanted = _next_generation(_parents(known.values()))
+    tried = _with_front(list(known.values()))
+    chosen, reason = _choose(tried)
+    return Search(tried=tuple(tried), chosen=chosen, reason=reason)
+
+
+def _first_generation(model: onnx.ModelProto) -> list[Floats]:
+    layers = layers_of(model)
+    convolutions = [layer.node for layer in layers if layer.op == "Conv"]
+    last = layers[-1].node
+    leading = [frozenset(convolutions[:count]) for count in range(min(_DEEPEST, len(convolutions) - 1) + 1)]
+    return [*leading, *(floats | {last} for floats in leading), *(frozenset({layer.node}) for layer in layers)]
+
+
+def _next_generation(parents: list[Placement]) -> list[Floats]:
+    sets = [frozenset(parent.floats) for parent in parents]
+    joined = [one | other for index, one in enumerate(sets) for other in sets[index + 1 :]]
+    fewer = [floats - {node} for floats in sets for node in sorted(floats)]
+    return [*joined, *fewer]
+
+
+def _parents(tried: Iterable[Placement]) -> list[Placement]:
+    """Take the fastest and the most exact, in turn."""
+    everybody = list(tried)
+    exact = sorted(everybody, key=lambda one: -one.sqnr_db)
+    fast = sorted((one for one in everybody if one.speed), key=lambda one: one.speed.ratio if one.speed else 0)
+    mixed = [one for pair in zip(fast or exact, exact, strict=False) for one in pair]
+    return list(dict.fromkeys(mixed))[: 2 * _PARENTS]
+
+
+def _measure(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    recipe: Recipe,
+    yardstick: Yardstick,
+    fresh: list[Floats],
+    measured: bool,
+    again: list[Floats],
+) -> dict[Floats, Placement]:
+    """Build and judge candidates; those of `again` race along, so that all that may be chosen were on one clock."""
+    built = {floats: quantize(model, ranges, recipe, floats) for floats in dict.fromkeys([*fresh, *again])}
+    errors = {floats: yardstick.sqnr_db(one) for floats, one in built.items()}
+    speeds: dict[str, Speed] = {}
+    if measured:
+        names = {floats: "+".join(sorted(floats)) or "all" for floats in built}
+        by_name = {name: errors[floats] for floats, name in names.items()}
+
+        def beaten(name: str, now: Mapping[str, Speed]) -> bool:
+            mine = now[name]
+            return any(
+                other != name and speed.high < mine.low and by_name[other] >= by_name[name]
+                for other, speed in now.items()
+                if other in by_name
+            )
+
+        with ExitStack() as stack:
+            sessions = {name: stack.enter_context(open_model(built[floats])) for floats, name in names.items()}
+            sessions["float"] = stack.enter_context(open_model(model))
+            found = race(sessions, "float", yardstick.one(), _SECONDS, beaten)
+        speeds = {name: found[name] for name in by_name}
+        return {
+            floats: Placement(
+                floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=len(built[floats].SerializeToString()),
+                speed=speeds[names[floats]],
+            )
+            for floats in built
+        }  # fmt: skip
+    return {
+        floats: Placement(floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=len(one.SerializeToString()))
+        for floats, one in built.items()
+    }
+
+
+def _with_front(tried: list[Placement]) -> list[Placement]:
+    """Mark those that no other beats in latency, error and size at once."""
+
+    def costs(one: Placement) -> tuple[float, float, int]:
+        return (one.speed.ratio if one.speed else 0.0, -one.sqnr_db, one.bytes)
+
+    def beats(one: Placement, other: Placement) -> bool:
+        a, b = costs(one), costs(other)
+        return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+    return [
+        Placement(
+            **{
+                **{name: getattr(one, name) for name in ("floats", "sqnr_db", "bytes", "speed")},
+                "front": not any(beats(other, one) for other in tried),
+            }
+        )
+        for one in tried
+    ]
+
+
+def _choose(tried: list[Placement]) -> tuple[Placement, str]:
+    """Choose the fastest that is about as exact as all layers in int8; of equally fast ones the most exact."""
+    base = next(one for one in tried if not one.floats)
+    exact = [one for one in tried if one.sqnr_db >= base.sqnr_db - _LEVEL_DB]
+    if base.speed is None:
+        # Not measured: a layer in float is taken only where it clearly lowers the error, and only at the ends, where
+        # it costs no conversion of its own.
+        better = [one for one in exact if len(one.floats) <= 1 and one.sqnr_db > base.sqnr_db + 1.0]
+        chosen = max(better, key=lambda one: one.sqnr_db, default=base)
+        return chosen, "by error alone: the target is not this machine"
+    quickest = min(one.speed.ratio for one in exact if one.speed)
+    level = [one for one in exact if one.speed and one.speed.ratio <= quickest * (1 + _SAME)]
+    chosen = max(level, key=lambda one: one.sqnr_db)
+    return (
+        chosen,
+        f"the most exact of {len(level)} placements within {_SAME:.0%} of the fastest, of {len(tried)} measured",
+    )
