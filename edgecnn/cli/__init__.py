@@ -20,6 +20,7 @@ COMMANDS = (
     "train",
     "data",
     "export",
+    "quantize",
     "search",
     "predict",
     "parity",
