@@ -134,7 +134,7 @@ class Ladder:
         began = time.perf_counter()
         try:
             built = attempt.build(self.workshop.recipe)
-            decisions = self.evaluation.judge(built)
+            decisions = self.evaluation.judge(built, 1 + sum(rung.decisions is not None for rung in rungs))
         except QuantizationError as error:
             if not rungs:
                 raise
