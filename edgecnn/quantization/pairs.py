@@ -84,7 +84,7 @@ class _Walk:
         self.outputs = {value.name for value in model.graph.output}
         self.uses = Counter(name for node in model.graph.node for name in node.input)
         self.layers = {layer.output: layer for layer in layers_of(model)}
-        self.shapes = _shapes(model)
+        self.shapes = shapes_of(model)
 
     def link(self, first: WeightedLayer) -> Link | None:
         """Follow a layer's output to the layer that reads it; None where something else is on the way."""
@@ -151,7 +151,7 @@ class _Walk:
         is an image, and places of one channel lie side by side. A dimension without a number ends the walk.
         """
         before, after = self.shapes.get(place.tensor, ()), self.shapes.get(node.output[0], ())
-        if len(after) != 2 or len(before) != place.trailing + 2 or before[1] != place.channels * place.repeat:
+        if len(after) != 2 or len(before) != place.trailing + 2:
             return None
         places = [place.repeat, *(dimension or 0 for dimension in before[2:])]
         return _moved(replace(place, trailing=0, repeat=math.prod(places)), node)
@@ -180,7 +180,7 @@ def _moved(place: _Place, node: onnx.NodeProto) -> _Place:
     return replace(place, tensor=node.output[0], shaped=shaped)
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Infer every tensor's dimensions, None for one without a number."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     return {
