@@ -87,7 +87,9 @@ def _rescale_bias(model: onnx.ModelProto, image_scale: float) -> None:
     for node in model.graph.node:
         if node.op_type != "Conv" or node.input[0] != "image_normalised" or len(node.input) < 3:
             continue
-        bias, weight = made[node.input[2]], made[node.input[1]]
+        bias, weight = made.get(node.input[2]), made.get(node.input[1])
+        if bias is None or weight is None:  # one that stays in float beside a quantized one
+            continue
         levels, old = (numpy_helper.to_array(weights[name]) for name in bias.input[:2])
         scale = (np.float32(image_scale) * numpy_helper.to_array(weights[weight.input[1]])).astype(np.float32)
         again = np.rint(levels.astype(np.float64) * old / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)

@@ -96,7 +96,8 @@ def quantize(
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
     quantized.producer_name = "edgecnn"
-    feed_pixels(quantized)
+    if not symmetric:  # pixels are uint8 with a zero point
+        feed_pixels(quantized)
     shield(quantized)
     return quantized
 
