@@ -20,7 +20,7 @@ def shield(model: onnx.ModelProto) -> tuple[str, ...]:
     Returns:
         The names of the layers' nodes.
     """
-    weights, made = weights_of(model), makers(model)
+    weights, made, shapes = weights_of(model), makers(model), _shapes(model)
     nodes = {node.name: node for node in model.graph.node}
     done = []
     for layer in layers_of(model):
@@ -28,21 +28,31 @@ def shield(model: onnx.ModelProto) -> tuple[str, ...]:
         if source is None or source.op_type != "DequantizeLinear":
             continue
         scale, zero = (numpy_helper.to_array(weights[name]) for name in source.input[1:3])
-        channels = _channels(node, weights[layer.weight])
-        if scale.size != 1 or channels < 2:  # one channel has one scale
+        axis, size = 1, _channels(node, weights[layer.weight])
+        if size == 1:  # one channel has one scale; but rows serve as well
+            quantizer = made.get(source.input[0])
+            shape = shapes.get(quantizer.input[0] if quantizer is not None else source.input[0], [])
+            axis, size = 2, shape[2] if len(shape) > 2 else 0
+        if scale.size != 1 or size < 2:
             continue
         prefix = f"{layer.node}_float_input"
         for suffix, value in (("scale", scale), ("zero_point", zero)):
-            full = np.full(channels, value.ravel()[0], dtype=value.dtype)
+            full = np.full(size, value.ravel()[0], dtype=value.dtype)
             model.graph.initializer.append(numpy_helper.from_array(full, f"{prefix}_{suffix}"))
         inputs = [source.input[0], f"{prefix}_scale", f"{prefix}_zero_point"]
-        dequantize = helper.make_node("DequantizeLinear", inputs, [prefix], name=prefix, axis=1)
+        dequantize = helper.make_node("DequantizeLinear", inputs, [prefix], name=prefix, axis=axis)
         model.graph.node.insert(_place(model, node), dequantize)
         node.input[0] = prefix
         done.append(layer.node)
     if done:
         remove_dead(model)  # the DequantizeLinear that nobody reads any more
     return tuple(done)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Give the sizes of tensors as far as the model notes them, 0 where one is free."""
+    noted = (*model.graph.input, *model.graph.value_info)
+    return {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in noted}
 
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
