@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from edgecnn.backends.onnxruntime import import_onnxruntime
 from edgecnn.errors import QuantizationError
-from edgecnn.quantization.graph import WEIGHTED, layers_of, makers, readers
+from edgecnn.quantization.graph import WEIGHTED, layers_of, makers, readers, weights_of
 from edgecnn.spec import Frozen
 
 INT8_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "QLinearConvTranspose", "MatMulIntegerToFloat")
+_SAME_SCALE = 0.02  # by which a bias's scale may differ from the products'; ONNX Runtime 1.32 takes it, but not 0.05
 _FUSABLE = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
 
@@ -122,12 +125,32 @@ def _why(model: onnx.ModelProto, name: str, op: str, floats: Collection[str]) ->
             what = "its weight" if place and op in WEIGHTED else f"its input {tensor}"
             made_by = f", made by {source.op_type} {source.name}" if source is not None else ""
             return f"{what} is not quantized{made_by}"
-    if node.output[0] in {value.name for value in model.graph.output}:
-        return "its output is the model's, which is float"
-    after = reading.get(node.output[0], [])
+    outputs = {value.name for value in model.graph.output}
+    last, after = node.output[0], reading.get(node.output[0], [])
     if len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
-        after = reading.get(after[0].output[0], [])
+        last, after = after[0].output[0], reading.get(after[0].output[0], [])
+    wrong = _bias_fault(model, node, made) if op in WEIGHTED else None
+    if wrong is not None:
+        return wrong
+    if last in outputs:
+        return "its output is the model's, which is float"
     strange = sorted({reader.op_type for reader in after} - {"QuantizeLinear"})
     if strange:
         return f"its output is read in float by {', '.join(strange)}"
     return "ONNX Runtime has no int8 kernel for it here, though all its tensors are quantized"
+
+
+def _bias_fault(model: onnx.ModelProto, node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto]) -> str | None:
+    """Say why a layer's bias cannot be added to its integer products, whose scale is its input's times its weight's."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    source = made.get(node.input[2])
+    if source is None or source.op_type != "DequantizeLinear":
+        return "its bias is not quantized" if node.op_type == "Gemm" else None  # a convolution rounds it itself
+    constants = weights_of(model)
+    names = [made[name].input[1] for name in node.input[:3]]
+    if any(name not in constants for name in names):
+        return None
+    by_input, by_weight, own = (numpy_helper.to_array(constants[name]).astype(np.float64) for name in names)
+    fits = np.allclose(own, by_input * by_weight, rtol=_SAME_SCALE, atol=0)
+    return None if fits else "its bias has another scale than its input's times its weight's"
