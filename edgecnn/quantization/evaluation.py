@@ -16,7 +16,9 @@ from edgecnn.quantization.feeds import FeedSet
 from edgecnn.quantization.yardstick import answer_tensor, answers
 from edgecnn.spec import Tolerance
 
-_NO_BETTER_THAN = 2.0  # times chance: a float model below this does not know these classes, or not in this order
+# A float model below twice chance, or with few classes a tenth of the way from chance to all, does not know these
+# classes, or not in this order.
+_TIMES_CHANCE, _ABOVE_CHANCE = 2.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Evaluation:
         """Let the float model answer.
 
         Raises:
-            QuantizationError: it gives no classes, or answers so badly that the labels must mean something else.
+            QuantizationError: it gives no classes, fewer than the labels, or answers so badly that the labels must mean
+                something else.
         """
         scores = answers(model, feeds, answer_tensor(model))
         if scores.shape[1] < 2:
@@ -48,13 +51,19 @@ class Evaluation:
         count = scores.shape[1]
         reference = scores.argmax(axis=1)
         truth, labelled = (feeds.labels, True) if feeds.labels is not None else (reference, False)
+        if truth.max() >= count:
+            raise QuantizationError(
+                f"a label is class {truth.max()}, and the model has {count}, counted from 0; give the classes it was trained on"
+            )
         right = float((reference == truth).mean())
-        if labelled and right < _NO_BETTER_THAN / count and len(truth) >= 10 * count:
+        if labelled and right < _hardly_better(count) and len(truth) >= 10 * count:
             raise QuantizationError(
                 f"the float model answers {right:.1%} of the images as labelled, hardly better than chance: the classes are in "
                 "another order, or the images are not prepared as it wants (see --mean, --std, --layout, --order)"
             )
-        classes = labels_of(model) or tuple(str(index) for index in range(count))
+        classes = labels_of(model) or ()
+        if len(classes) != count:
+            classes = tuple(str(index) for index in range(count))
         return cls(feeds, reference, truth, classes, labelled, tolerance)
 
     def judge(self, quantized: onnx.ModelProto, look: int = 1) -> Decisions:
@@ -73,3 +82,8 @@ class Evaluation:
             tolerance = msgspec.structs.replace(tolerance, confidence=confidence)
         found = answers(quantized, self.feeds, answer_tensor(quantized)).argmax(axis=1)
         return judge_decisions(self.reference, found, self.truth, self.feeds.names, self.classes, tolerance)
+
+
+def _hardly_better(count: int) -> float:
+    """Give the accuracy up to which a model of `count` classes might as well guess."""
+    return min(_TIMES_CHANCE / count, 1 / count + _ABOVE_CHANCE * (1 - 1 / count))
