@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from edgecnn.quantization.graph import makers
 Array = npt.NDArray[Any]
 _BATCH = 32
 JUDGED = 128  # images on which errors are compared
+MOST_DB = 300.0  # stands for infinity, which JSON does not know; float32 itself has about 150
 
 
 class Watched(Protocol):
@@ -41,6 +41,8 @@ def answer_tensor(model: onnx.ModelProto) -> str:
     if not floats:
         raise QuantizationError("no output of the model is float, so there is nothing to judge it by")
     node = made.get(floats[0])
+    if node is not None and node.op_type == "Cast":  # a float16 model's, whose outputs stay float
+        node = made.get(node.input[0])
     return str(node.input[0] if node is not None and node.op_type == "Softmax" else floats[0])
 
 
@@ -58,11 +60,7 @@ def open_model(model: onnx.ModelProto, watch: tuple[str, ...] = (), threads: int
     known = {value.name for value in model.graph.output}
     if set(watch) - known:
         copy = onnx.ModelProto.FromString(model.SerializeToString())
-        copy.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            for name in watch
-            if name not in known
-        )
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watch if name not in known)
         model = copy
     try:
         return OnnxRuntimeSession(
@@ -97,12 +95,12 @@ class Yardstick:
         self.bytes = len(model.SerializeToString())
 
     def sqnr_db(self, quantized: onnx.ModelProto) -> float:
-        """Give the signal to quantization noise ratio of the answers, in dB; -inf where one is not finite."""
+        """Give the signal to quantization noise ratio of the answers, in dB; -MOST_DB where one is not finite."""
         try:
             found = distance(self.truth, answers(quantized, self.feeds, answer_tensor(quantized))).sqnr_db
         except QuantizationError:
-            return -math.inf
-        return math.inf if found is None else float(found)
+            return -MOST_DB
+        return MOST_DB if found is None else max(-MOST_DB, min(MOST_DB, float(found)))
 
     def one(self) -> dict[str, Array]:
         """Give the feeds of a single image, for timing."""
