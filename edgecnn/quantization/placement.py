@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 
 import onnx
@@ -21,6 +21,7 @@ _PARENTS = 4  # placements that the next generation is made from
 _DEEPEST = 4  # leading convolutions that are left in float together, at the most
 _MOST = 48  # candidates of one generation
 _SAME = 0.02  # latencies that differ by less are the same: then the error decides
+_CLEARLY_DB = 1.0  # of error that a layer in float must save where latency is not measured
 _LEVEL_DB = 0.5  # of error that a faster placement may lose against all layers in int8
 
 
@@ -75,7 +76,7 @@ def search_placement(
         known |= _measure(model, ranges, recipe, yardstick, fresh, measured, [frozenset(floats) for floats in parents])
         wanted = _next_generation(_parents(known.values()))
     tried = _with_front(list(known.values()))
-    chosen, reason = _choose(tried)
+    chosen, reason = _choose(tried, ends={layers[0], layers[-1]})
     return Search(tried=tuple(tried), chosen=chosen, reason=reason)
 
 
@@ -83,7 +84,7 @@ def _first_generation(model: onnx.ModelProto) -> list[Floats]:
     layers = layers_of(model)
     convolutions = [layer.node for layer in layers if layer.op == "Conv"]
     last = layers[-1].node
-    leading = [frozenset(convolutions[:count]) for count in range(min(_DEEPEST, len(convolutions) - 1) + 1)]
+    leading = [frozenset(convolutions[:count]) for count in range(max(0, min(_DEEPEST, len(convolutions) - 1)) + 1)]
     return [*leading, *(floats | {last} for floats in leading), *(frozenset({layer.node}) for layer in layers)]
 
 
@@ -117,7 +118,7 @@ def _measure(
     errors = {floats: yardstick.sqnr_db(one) for floats, one in built.items()}
     speeds: dict[str, Speed] = {}
     if measured:
-        names = {floats: "+".join(sorted(floats)) or "all" for floats in built}
+        names = {floats: str(number) for number, floats in enumerate(built)}
         by_name = {name: errors[floats] for floats, name in names.items()}
 
         def beaten(name: str, now: Mapping[str, Speed]) -> bool:
@@ -167,14 +168,15 @@ def _with_front(tried: list[Placement]) -> list[Placement]:
     ]
 
 
-def _choose(tried: list[Placement]) -> tuple[Placement, str]:
+def _choose(tried: list[Placement], ends: Collection[str]) -> tuple[Placement, str]:
     """Choose the fastest that is about as exact as all layers in int8; of equally fast ones the most exact."""
     base = next(one for one in tried if not one.floats)
     exact = [one for one in tried if one.sqnr_db >= base.sqnr_db - _LEVEL_DB]
     if base.speed is None:
         # Not measured: a layer in float is taken only where it clearly lowers the error, and only at the ends, where
         # it costs no conversion of its own.
-        better = [one for one in exact if len(one.floats) <= 1 and one.sqnr_db > base.sqnr_db + 1.0]
+        single = [one for one in exact if len(one.floats) == 1 and one.floats[0] in ends]
+        better = [one for one in single if one.sqnr_db > base.sqnr_db + _CLEARLY_DB]
         chosen = max(better, key=lambda one: one.sqnr_db, default=base)
         return chosen, "by error alone: the target is not this machine"
     quickest = min(one.speed.ratio for one in exact if one.speed)
