@@ -81,7 +81,7 @@ def remove_dead(model: onnx.ModelProto) -> None:
     for node in reversed(graph.node):
         if needed & set(node.output):
             kept.append(node)
-            needed |= set(node.input) | _captured(node)
+            needed |= (set(node.input) | _captured(node)) - {""}  # what is left out has no name
     for field, entries in (
         (graph.node, list(reversed(kept))),
         (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),

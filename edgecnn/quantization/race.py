@@ -59,6 +59,8 @@ def race(
         if number % _BLOCK == 0 and number < rounds:
             speeds = {name: speed_of(times[name], times[reference]) for name in sessions}
             running = [name for name in running if name == reference or not beaten(name, speeds)]
+            if running == [reference]:
+                break
     return {name: speed_of(times[name], times[reference]) for name in sessions if name != reference}
 
 

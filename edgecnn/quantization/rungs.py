@@ -111,12 +111,12 @@ def _equalization_and_correction(workshop: Workshop, best: Attempt) -> Attempt |
 def float_layers(workshop: Workshop, best: Attempt) -> Iterator[tuple[str, Attempt]]:
     """Leave one more layer in float at a time, the one whose rounding costs most, measured anew with those before it.
 
-    Ends with half of the layers in float: what is left then is hardly an int8 model.
+    Ends with half of the layers in float, rounded down: what is left then is hardly an int8 model.
     """
     layers = [layer.node for layer in layers_of(best.model)]
     names = {layer.node: layer.name for layer in layers_of(best.model)}
     floats = best.floats
-    while len(floats) < max(1, len(layers) // 2):
+    while len(floats) < len(layers) // 2:
         candidates = [replace(best, floats=tuple(sorted({*floats, node}))) for node in layers if node not in floats]
         errors = [workshop.yardstick.sqnr_db(one.build(workshop.recipe)) for one in candidates]
         chosen = candidates[max(range(len(errors)), key=errors.__getitem__)]

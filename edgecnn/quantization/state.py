@@ -51,7 +51,10 @@ class State:
     def rung(self, name: str, kind: type[T]) -> T | None:
         """Give what was measured of a rung."""
         entry = self._entry(name)
-        return None if entry is None else msgspec.convert(entry.rung, type=kind)
+        try:
+            return None if entry is None else msgspec.convert(entry.rung, type=kind)
+        except msgspec.ValidationError:
+            return None
 
     def attempt(self, name: str) -> Attempt | None:
         """Give how a rung was made."""
