@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgecnn.errors import QuantizationError
+from edgecnn.errors import QuantizationError, UsageError
 from edgecnn.metrics import Accuracy
 from edgecnn.parity import Verdict
 from edgecnn.parity.decisions import Decisions
+from edgecnn.parity.intervals import drop_interval
 from edgecnn.quantization.evaluation import Evaluation
+from edgecnn.quantization.graph import layers_of
 from edgecnn.quantization.placement import Search, search_placement
 from edgecnn.quantization.race import Speed, race
-from edgecnn.quantization.rungs import Attempt, Workshop, float_layers, quantization_aware, remedies
+from edgecnn.quantization.rungs import IN_FLOAT, Attempt, Remedy, Workshop, float_layers, quantization_aware, remedies
 from edgecnn.quantization.state import State
 from edgecnn.quantization.yardstick import open_model
 from edgecnn.spec import Frozen
 
 SPEED_SECONDS = 1.0
-QAT = "QAT"
+FIRST, QAT = "min-max", "QAT"
 
 
 class Rung(Frozen, frozen=True):
@@ -76,8 +78,10 @@ class Ladder:
         climbed before, as the state says, is taken from there. `stop_after` names a rung to stop after in any case.
 
         Raises:
+            UsageError: there is no rung to stop after.
             QuantizationError: not even the first rung could be made.
         """
+        self._check(stop_after)
         rungs: list[Rung] = []
         attempts: list[Attempt] = []
         search: Search | None = None
@@ -93,12 +97,18 @@ class Ladder:
         model = attempts[best].build(self.workshop.recipe)
         return Climb(rungs=tuple(rungs), best=best, attempt=attempts[best], model=model, search=search)
 
+    def _check(self, stop_after: str | None) -> None:
+        names = [FIRST, *(remedy.name for remedy in remedies()), QAT]
+        layers = [f"{layer.name}{IN_FLOAT}" for layer in layers_of(self.source)]
+        if stop_after is not None and stop_after not in (*names, *layers):
+            raise UsageError(f"no rung is called {stop_after!r} to stop after; there are {', '.join(names)}")
+
     def _attempts(
         self, attempts: list[Attempt], rungs: list[Rung]
     ) -> Iterator[tuple[str, Attempt | str, Search | None]]:
         """Make the rungs' attempts one by one; the lists are what has been climbed so far."""
         workshop, source = self.workshop, self.source
-        first = self._kept("min-max")
+        first = self._kept(FIRST)
         search = None if self.state is None else self.state.search
         if first is None:
             first = Attempt(source, workshop.ranges(source, "min-max"))
@@ -109,18 +119,38 @@ class Ladder:
                 first = Attempt(source, first.ranges, search.chosen.floats)
                 if self.state is not None:
                     self.state.add_search(search)
-        yield "min-max", first, search
+        yield FIRST, first, search
         for remedy in remedies():
             kept = self._kept(remedy.name)
-            yield remedy.name, kept or remedy.make(workshop, attempts[self._best(rungs)]), None
+            yield remedy.name, kept or self._made(remedy, attempts[self._best(rungs)]), None
         if self.place:
-            for name, attempt in float_layers(workshop, attempts[self._best(rungs)]):
-                yield name, self._kept(name) or attempt, None
+            base = attempts[self._best(rungs)]
+            for name, kept in self._kept_floats():
+                base = kept
+                yield name, kept, None
+            for name, attempt in float_layers(workshop, base):
+                yield name, attempt, None
         base = attempts[self._best(rungs)]
         yield QAT, self._kept(QAT) or quantization_aware(workshop, base, self.say), None
 
     def _kept(self, name: str) -> Attempt | None:
         return None if self.state is None else self.state.attempt(name)
+
+    def _kept_floats(self) -> Iterator[tuple[str, Attempt]]:
+        """Give the rungs of layers in float that were climbed before, up to one that was damaged."""
+        for name in () if self.state is None else self.state.names:
+            if name.endswith(IN_FLOAT):
+                kept = self._kept(name)
+                if kept is None:
+                    return
+                yield name, kept
+
+    def _made(self, remedy: Remedy, base: Attempt) -> Attempt | str:
+        """Let a remedy work; one that fails is a rung without a model, not the end of the climb."""
+        try:
+            return remedy.make(self.workshop, base)
+        except QuantizationError as error:
+            return str(error)
 
     def _measured(self, name: str, attempt: Attempt | str, rungs: list[Rung]) -> tuple[Rung, Attempt]:
         """Judge one attempt, or take its rung from the state; a remedy that does not apply keeps the base's attempt."""
@@ -169,4 +199,9 @@ class Ladder:
         for index, rung in ranked:
             if rung.decisions is not None and rung.decisions.verdict is Verdict.PASS:
                 return index
-        return min(ranked, key=lambda one: (one[1].decisions.drop_high, -(one[1].sqnr_db or 0)))[0]  # type: ignore[union-attr]  # as filtered above
+        return min(ranked, key=lambda one: (_bound(one[1].decisions), -(one[1].sqnr_db or 0)))[0]
+
+
+def _bound(decisions: Decisions | None) -> float:
+    """Bound the loss with one confidence for all rungs: their own grows with the number of looks."""
+    return 1.0 if decisions is None else drop_interval(decisions.lost, decisions.gained, decisions.n)[1]

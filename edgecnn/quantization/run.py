@@ -38,7 +38,6 @@ _SATURATING = ("x86-64",)  # targets whose 16-bit sums saturate
 class QuantizeOptions(Frozen, frozen=True):
     """What is wanted: for which target, in which precision (None: the target's own), within which loss of accuracy.
 
-    `bound` says whether the quantized model must be faster here: None asks it where the target is this machine.
     `qat_epochs` 0 leaves the last rung out. `stop_after` ends the ladder after the rung of that name.
     """
 
@@ -142,7 +141,9 @@ def _int8(
     say: Callable[[str], None],
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     recipe = recipe_for(options.target)
-    state = None if folder is None else State(folder, _key(source, calibration, judged, recipe, options, precision))
+    state = (
+        None if folder is None else State(folder, _key(source, calibration, judged, train, recipe, options, precision))
+    )
     workshop = Workshop(calibration, recipe, yardstick, train if options.qat_epochs else None, options.qat_epochs)
     timed = options.target in ("any", target_of_host())
     ladder = Ladder(source.model, workshop, judged, precision != "int8", timed, state, say)
@@ -194,6 +195,7 @@ def _key(
     source: Source,
     calibration: FeedSet,
     judged: Evaluation,
+    train: FeedSet | None,
     recipe: Recipe,
     options: QuantizeOptions,
     precision: Precision,
@@ -204,6 +206,7 @@ def _key(
         source.sha256,
         calibration.key,
         judged.feeds.key,
+        "" if train is None else train.key,
         msgspec.json.encode(recipe).decode(),
         msgspec.json.encode(options.tolerance).decode(),
         f"{options.target} {precision} {options.qat_epochs}",

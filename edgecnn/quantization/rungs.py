@@ -18,6 +18,7 @@ from edgecnn.quantization.recipe import Recipe
 from edgecnn.quantization.yardstick import Yardstick, answer_tensor
 
 Ranges = Mapping[str, tuple[float, float]]
+IN_FLOAT = " in float"  # ends the names of the rungs of `float_layers`
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def float_layers(workshop: Workshop, best: Attempt) -> Iterator[tuple[str, Attem
         chosen = candidates[max(range(len(errors)), key=errors.__getitem__)]
         added = (set(chosen.floats) - set(floats)).pop()
         floats = chosen.floats
-        yield f"{names[added]} in float", chosen
+        yield f"{names[added]}{IN_FLOAT}", chosen
 
 
 def quantization_aware(workshop: Workshop, best: Attempt, say: Callable[[str], None]) -> Attempt | str:

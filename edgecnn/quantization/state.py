@@ -65,6 +65,11 @@ class State:
         return Attempt(model, entry.ranges, entry.floats, entry.method)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """List the rungs, in the order in which they were climbed."""
+        return tuple(entry.name for entry in self._record.entries)
+
+    @property
     def search(self) -> Search | None:
         """Give how layers were placed."""
         return self._record.search
