@@ -402,7 +402,15 @@ def _repeat(row: Any, tmp_path: Path) -> None:
 def test_every_setting_is_in_the_command_line() -> None:
     """Every option of the data, and every setting, comes back from the train command's own parser."""
     options = DataOptions(
-        channels=3, fit="crop", val=0.2, test=0.1, seed=5, strict=True, stream=False, group_from="a(.)"
+        channels=3,
+        fit="crop",
+        val=0.2,
+        test=0.1,
+        seed=5,
+        strict=True,
+        stream=False,
+        group_from="a(.)",
+        test_from="a box/",
     )
     settings = Settings(lr=0.00123, width=1.25, depth=3, image_size=24, augment="strong")
     words = shlex.split(train_command("my photos", "runs/x", settings, 7, options, "cuda:1"))
@@ -410,7 +418,7 @@ def test_every_setting_is_in_the_command_line() -> None:
     wanted = {
         "data": "my photos", "out": Path("runs/x"), "lr": "0.00123", "width": 1.25, "depth": 3, "image_size": 24,
         "augment": "strong", "epochs": 7, "seed": 5, "channels": "3", "fit": "crop", "val": 0.2, "test": 0.1,
-        "strict": True, "stream": False, "group_from": "a(.)", "device": "cuda:1", "net": "edge", "resume": False,
+        "strict": True, "stream": False, "group_from": "a(.)", "test_from": "a box/", "device": "cuda:1", "net": "edge", "resume": False,
     }  # fmt: skip
     assert {name: parsed[name] for name in wanted} == wanted
 

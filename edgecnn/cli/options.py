@@ -91,6 +91,7 @@ def data_options(command: Decorated) -> Decorated:
         click.option("--fit", type=click.Choice(["stretch", "crop", "pad"]), default="stretch", show_default=True, help="How images that are not square become so."),
         click.option("--val", type=share, help="Share split off for validation where the data has none."),
         click.option("--test", type=share, help="Share split off for the test where the data has none."),
+        click.option("--test-from", metavar="DATA", help="Another source, whose images are the test."),
         click.option("--group-from", metavar="REGEX|COLUMN", help="Images whose name gives the same match, or which share a CSV's column, stay in one split."),
         click.option("--stream/--no-stream", default=None, help="Decode files on each use, for sets larger than memory.  [default: by size]"),
         click.option("--strict", is_flag=True, help="Stop at broken images and at warnings instead of going on."),
@@ -105,7 +106,7 @@ def make_data_options(options: dict[str, Any]) -> DataOptions:
     """Gather what `data_options` added."""
     from edgecnn.data import DataOptions
 
-    names = ("fit", "val", "test", "group_from", "stream", "strict", "seed")
+    names = ("fit", "val", "test", "group_from", "test_from", "stream", "strict", "seed")
     channels: Literal[1, 3] | None = {"1": 1, "3": 3}.get(options["channels"])  # type: ignore[assignment]  # click checked it
     return DataOptions(size=options["image_size"], channels=channels, **{name: options[name] for name in names})
 

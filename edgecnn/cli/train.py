@@ -27,7 +27,8 @@ def command(out: Path, data: str, as_json: bool, device: str, **options: Any) ->
     """Train a compact CNN on DATA and write a run folder.
 
     DATA is `digits`, a folder of class folders (with or without train/ val/ test/), a .csv of paths and labels, a
-    folder of IDX files, or an .npz file.
+    folder of IDX files, or an .npz file. The classes of these two are numbers, unless a text file gives each a line
+    with its name: labels.txt in the folder, NAME.labels.txt beside NAME.npz.
 
     \b
     Examples:

@@ -30,7 +30,8 @@ class DataOptions(Frozen, frozen=True):
     `val` and `test` are the shares split off where the source does not say, None for the source's own habit.
     `stream` decodes image files on each use instead of keeping their pixels; None streams where the pixels would
     take more than a quarter of the memory at hand. `group_from` is a regular expression searched in each image's
-    name, or a column of a CSV: images of one group never end up in two splits.
+    name, or a column of a CSV: images of one group never end up in two splits. `test_from` is another source, whose
+    images are the test split.
     """
 
     size: int | None = None
@@ -42,6 +43,7 @@ class DataOptions(Frozen, frozen=True):
     strict: bool = False
     stream: bool | None = None
     group_from: str | None = None
+    test_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.data.dataset import Item, Listing, SplitName
+from edgecnn.data.names import name_classes
 from edgecnn.errors import DataError
 
 _PREFIXES: dict[SplitName, str] = {"train": "train", "test": "t10k"}
@@ -25,7 +26,7 @@ def is_idx_folder(root: Path) -> bool:
 
 
 def list_idx(root: Path) -> Listing:
-    """List the images; `t10k` is the official test split and stays it.
+    """List the images; `t10k` is the official test split and stays it. Classes are named by labels.txt, if there is one.
 
     Raises:
         DataError: a file is missing, damaged, or has another number of labels than of images.
@@ -41,7 +42,7 @@ def list_idx(root: Path) -> Listing:
             Item(f"{prefix}-{number:05d}", int(label), image, split)
             for number, (image, label) in enumerate(zip(images, labels, strict=True))
         ]
-    return Listing(labels=tuple(str(label) for label in range(largest + 1)), items=items)
+    return Listing(labels=name_classes(root / "labels.txt", largest + 1), items=items)
 
 
 def _find(root: Path, prefix: str, kind: str, dimensions: int) -> Path | None:

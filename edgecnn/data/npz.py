@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.data.dataset import Item, Listing, SplitName
+from edgecnn.data.names import name_classes
 from edgecnn.errors import DataError
 from edgecnn.images import Pixels
 
@@ -22,7 +23,7 @@ _UNREADABLE = (
 
 
 def list_npz(path: Path) -> Listing:
-    """List the images of every split the file has.
+    """List the images of every split the file has; the classes are named by NAME.labels.txt beside it, if it is there.
 
     Raises:
         DataError: the file is damaged, has none of the known names, or holds anything but uint8 images with
@@ -48,7 +49,8 @@ def list_npz(path: Path) -> Listing:
         ]
     if not any(item.split == "train" for item in items):
         raise DataError(f"{path}: has {', '.join(sorted(arrays)) or 'nothing'}; x_train and y_train are needed")
-    return Listing(labels=tuple(str(label) for label in range(max(item.label for item in items) + 1)), items=items)
+    labels = name_classes(path.with_suffix(".labels.txt"), max(item.label for item in items) + 1)
+    return Listing(labels=labels, items=items)
 
 
 def _pixels(path: Path, split: str, images: npt.NDArray[Any]) -> Pixels:

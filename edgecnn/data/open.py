@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from edgecnn.data import digits, folders, idx, npz, table
+from edgecnn.data.apart import with_test
 from edgecnn.data.checks import check
 from edgecnn.data.dataset import DataOptions, Dataset, Item, Listing
 from edgecnn.data.groups import with_groups
@@ -72,6 +73,12 @@ def read_source(source: str, options: DataOptions) -> Source:
     """
     listing = with_groups(source, _list(source, options), options)
     preprocess = _preprocess(listing, options)
+    if options.test_from is not None:
+        if options.test is not None:
+            raise DataError(f"{source}: give either --test or --test-from, not both")
+        test = _list(options.test_from, options)
+        _refuse_other_colour(source, preprocess, options.test_from, test, options)
+        listing = with_test(source, listing, options.test_from, test, options)
     return Source(listing, preprocess, scan(source, listing.items, preprocess, _streams(listing, preprocess, options)))
 
 
@@ -79,9 +86,12 @@ def split_source(source: str, opened: Source, options: DataOptions) -> Splits:
     """Split what can be read of a source; an error names the source."""
     whole = opened.scanned.images
     try:
-        return assign_splits(whole.items, whole.labels, opened.listing, options)
+        splits = assign_splits(whole.items, whole.labels, opened.listing, options)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
+    if options.test_from is None:
+        return splits
+    return splits._replace(statement=f"{splits.statement}; the test images are from a source of their own")
 
 
 def _streams(listing: Listing, preprocess: Preprocess, options: DataOptions) -> bool:
@@ -119,6 +129,17 @@ def _preprocess(listing: Listing, options: DataOptions) -> Preprocess:
         return Preprocess(height=size, width=size, channels=options.channels or (3 if colour else 1), fit=options.fit)
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def _refuse_other_colour(source: str, preprocess: Preprocess, other: str, test: Listing, options: DataOptions) -> None:
+    """See that two sources are both grey or both colour, unless it is said what they are to become."""
+    channels = _preprocess(test, options).channels
+    if channels != preprocess.channels:
+        words = {1: "grey", 3: "colour"}
+        raise DataError(
+            f"{source}: --test-from {other}: its images are {words[channels]}, those to be trained on "
+            f"{words[preprocess.channels]}; say --channels 1 or 3 if they belong together"
+        )
 
 
 def _shape(item: Item) -> tuple[int, int, int] | None:

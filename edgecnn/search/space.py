@@ -137,7 +137,8 @@ def train_command(source: str, out: str, settings: Settings, epochs: int, option
     words += ["--epochs", epochs, "--seed", options.seed]
     asked = (
         ("--channels", options.channels), ("--fit", options.fit if options.fit != "stretch" else None),
-        ("--val", options.val), ("--test", options.test), ("--group-from", options.group_from),
+        ("--val", options.val), ("--test", options.test), ("--test-from", options.test_from),
+        ("--group-from", options.group_from),
         ("--device", device if device != "cpu" else None),
     )  # fmt: skip
     words += [word for name, value in asked if value is not None for word in (name, value)]
