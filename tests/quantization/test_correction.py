@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], tuple[int, ...],
     "Gemm": ([node("Gemm", "x w b", "y", beta=0.5)], {"w": RNG.normal(size=(3, 5)), "b": np.ones((1, 5))}, (3,), "nc,co->o"),
     "Gemm, one number as bias": ([node("Gemm", "x w b", "y")], {"w": RNG.normal(size=(3, 5)), "b": np.ones(())}, (3,), "nc,co->o"),
     "Gemm without bias": ([node("Gemm", "x w", "y", transB=1)], {"w": RNG.normal(size=(5, 3))}, (3,), "nc,oc->o"),
+    "Gemm without bias, by columns": ([node("Gemm", "x w", "y")], {"w": RNG.normal(size=(3, 5))}, (3,), "nc,co->o"),
     "MatMul and Add": ([node("MatMul", "x w", "m"), node("Add", "b m", "y")], {"w": RNG.normal(size=(3, 5)), "b": np.ones(5)}, (3,), "nc,co->o"),
 }  # fmt: skip
 
@@ -183,6 +184,21 @@ def test_a_bias_that_is_no_constant_and_a_bare_product_stay() -> None:
     before, after = arrays(model), arrays(corrected)
     assert {name for name in after if not np.array_equal(before[name], after[name])} == {"b"}
     assert [list(one.input) for one in corrected.graph.node] == [list(one.input) for one in model.graph.node]
+
+
+def test_a_product_over_the_last_of_three_axes_stays() -> None:
+    """A MatMul whose output has rows of its own in each image is left, and the layer after it is corrected."""
+    rng = np.random.default_rng(5)
+    nodes = [
+        node("MatMul", "x w1", "m"),
+        node("Add", "m b", "a"),
+        node("Flatten", "a", "f"),
+        node("Gemm", "f w2 c", "y"),
+    ]
+    model = graph(nodes, (4, 3), w1=rng.normal(size=(3, 5)), b=np.ones(5), w2=rng.normal(size=(20, 2)), c=np.ones(2))
+    corrected = correct_bias(model, floored, Feeds("x", rng.uniform(0, 2, (30, 4, 3)).astype(np.float32)))
+    before, after = arrays(model), arrays(corrected)
+    assert {name for name in after if not np.array_equal(before[name], after[name])} == {"c"}
 
 
 def test_no_images_and_foreign_nodes_are_errors() -> None:
