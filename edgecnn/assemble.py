@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edgecnn import __version__, host, registry
 from edgecnn.backends.base import SessionOptions, open_session
@@ -27,6 +28,7 @@ from edgecnn.spec import Artifact, BackendRef, Frozen, Preprocess, Target, Tenso
 
 GOLDEN_IMAGES = 32
 CALIBRATION_IMAGES = 256
+VALIDATION_IMAGES = 4096
 CLEARLY_FASTER = 0.95  # of the first artifact's latency, to take its place as the default
 _LATENCY_SECONDS = 1.0
 
@@ -63,8 +65,9 @@ def export_bundle(
         dataset.preprocess, scale=config.preprocess.scale, zero_point=config.preprocess.zero_point
     )
     calibration = _calibration(dataset, config.data_options.seed)
+    validation = _validation(dataset, config.data_options.seed)
     with create_bundle(out) as writer:
-        exported = _export_all(run, writer, options, calibration, say)
+        exported = _export_all(run, writer, options, calibration, validation, say)
         say("recording goldens")
         goldens = _write_goldens(writer, exported, dataset, preprocess)
         manifest = _manifest(config, metrics, preprocess, exported, goldens, writer, out.name, options)
@@ -109,8 +112,27 @@ def _calibration(dataset: Dataset, seed: int) -> Pixels:
     return dataset.train.take(np.sort(chosen))
 
 
+def _validation(dataset: Dataset, seed: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Take the validation images and, where they are few, training images with them: never test images.
+
+    What a net loses by rounding shows on images it was trained on too, and a handful of images would show nothing.
+    """
+    parts = [(dataset.val.take(np.arange(len(dataset.val))[:VALIDATION_IMAGES]), dataset.val.labels[:VALIDATION_IMAGES])]
+    count = min(VALIDATION_IMAGES - len(parts[0][1]), len(dataset.train))
+    if count > 0:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train), count, replace=False))
+        parts.append((dataset.train.take(chosen), dataset.train.labels[chosen]))
+    pixels, labels = zip(*parts, strict=True)
+    return np.concatenate(pixels), np.concatenate(labels)
+
+
 def _export_all(
-    run: Path, writer: BundleWriter, options: ExportOptions, calibration: Pixels, say: Callable[[str], None]
+    run: Path,
+    writer: BundleWriter,
+    options: ExportOptions,
+    calibration: Pixels,
+    validation: tuple[Pixels, npt.NDArray[np.int64]],
+    say: Callable[[str], None],
 ) -> dict[str, Exported]:
     """Run the exporters in order, each seeing what those before it wrote; the checkpoint goes in as it is."""
     try:
@@ -131,6 +153,10 @@ def _export_all(
             target=options.target,
             opset=options.opset,
             written={artifact: one.path for artifact, one in exported.items()},
+            validation=validation,
+            tolerance=Tolerance(max_drop=options.max_drop),
+            force=options.force,
+            say=say,
         )
         exported[exporter.artifact] = exporter.export(request)
     if not exported:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from edgecnn.images import Pixels
-from edgecnn.spec import Format, Target
+from edgecnn.spec import Format, Target, Tolerance
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,9 @@ class ExportRequest:
     """What an exporter is given.
 
     `folder` is where to write; `written` holds the artifacts made before, by name; `calibration` is uint8 NHWC
-    pixels of training images; `opset` None means the lowest the exporter emits faithfully.
+    pixels of training images; `opset` None means the lowest the exporter emits faithfully. `validation` is pixels and
+    labels by which reduced precision is tuned, never test images; `tolerance` says what it may lose. `force` writes
+    what does not pay. `say` is told of progress.
     """
 
     checkpoint: Path
@@ -25,6 +30,10 @@ class ExportRequest:
     target: Target = "any"
     opset: int | None = None
     written: Mapping[str, Path] = field(default_factory=dict)
+    validation: tuple[Pixels, npt.NDArray[np.int64]] | None = None
+    tolerance: Tolerance = Tolerance()
+    force: bool = False
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)

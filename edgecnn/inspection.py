@@ -154,7 +154,8 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         fusion = record.details.get("fusion")
         if fusion:
             found[f"  {name} fused"] = (
-                f"{fusion['fused_convolutions']} convolutions in int8, {fusion['float_convolutions']} in float"
+                f"{sum(layer['int8'] for layer in fusion['layers'])} layers in int8, "
+                f"{sum(not layer['int8'] for layer in fusion['layers'])} in float"
             )
     found["goldens"] = len(manifest.goldens.images)
     evidence = manifest.evidence
