@@ -86,13 +86,15 @@ def _bias_correction(workshop: Workshop, best: Attempt) -> Attempt | str:
     def build(model: onnx.ModelProto) -> onnx.ModelProto:
         return replace(best, model=model).build(workshop.recipe)
 
-    return replace(best, model=correct_bias(best.model, build, workshop.calibration))
+    corrected = correct_bias(best.model, build, workshop.calibration)
+    return "no answer is the better for it" if corrected is best.model else replace(best, model=corrected)
 
 
 def _equalization(workshop: Workshop, best: Attempt) -> Attempt | str:
     from edgecnn.quantization.equalization import equalize, tensors_between
 
-    seen = observe_cached(best.model, workshop.calibration, [*activation_tensors(best.model)])
+    wanted = dict.fromkeys([*activation_tensors(best.model), *tensors_between(best.model)])
+    seen = observe_cached(best.model, workshop.calibration, [*wanted])
     between = {
         name: (seen[name].channel_low, seen[name].channel_high)
         for name in tensors_between(best.model)
