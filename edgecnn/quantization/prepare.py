@@ -14,7 +14,6 @@ import onnxruntime as ort
 from onnx import helper, inliner, version_converter
 
 from edgecnn.errors import QuantizationError
-from edgecnn.quantization.graph import remove_dead
 from edgecnn.quantization.suitable import opset_of
 
 # Per-channel QuantizeLinear came with opset 13 and HardSwish with 14; 17 is what every ONNX Runtime since 1.12 runs.
@@ -39,6 +38,7 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         for axis, size in enumerate(value.type.tensor_type.shape.dim):
             if not (size.dim_value > 0 or re.fullmatch(r"[A-Za-z_]\w*", size.dim_param)):
                 size.dim_param = "batch" if axis == 0 else re.sub(r"\W", "_", f"{value.name}_{axis}")
+    _name_nodes(model)
     model.ir_version = max(model.ir_version, IR)
     return model
 
@@ -78,7 +78,7 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         raise
     if before <= 10:
         _keep_old_resize(converted)
-    return converted
+    return fold(converted)  # the converter puts in Constant nodes
 
 
 def _keep_old_resize(model: onnx.ModelProto) -> None:
@@ -100,30 +100,30 @@ def fuse_hard_swish(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript.rewriter.rules.common import fuse_hardswish_rules
 
     rewritten: onnx.ModelProto = rewrite(model, fuse_hardswish_rules())
+    for index, node in enumerate(node for node in rewritten.graph.node if node.op_type == "HardSwish"):
+        node.name = f"HardSwish_{index}"  # by place, for the rules' own names depend on which of them matched
     return rewritten
 
 
-def own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn the Constant nodes that the converter has put in into weights."""
-    kept = []
+def name_all(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give every node a name of its own, a folded weight the name that it had before, and all entries one order.
+
+    ONNX Runtime writes weights and attributes in an order that differs from run to run, and so would any hash of the model.
+    """
+    _name_nodes(model)
+    _restore_names(model)
     for node in model.graph.node:
-        tensor = node.attribute[0].t if node.op_type == "Constant" and node.attribute[0].name == "value" else None
-        if tensor is None:
-            kept.append(node)
-            continue
-        weight = model.graph.initializer.add()
-        weight.CopyFrom(tensor)
-        weight.name = node.output[0]
-    _keep(model.graph.node, kept)
-    remove_dead(model)
+        node.ClearField("doc_string")  # torch's exporter notes paths and code lines of its machine in both
+        del node.metadata_props[:]
+        _keep(node.attribute, sorted(node.attribute, key=lambda entry: str(entry.name)))
+    used = dict.fromkeys(name for node in model.graph.node for name in node.input)
+    places = {name: place for place, name in enumerate(used)}
+    order = sorted(model.graph.initializer, key=lambda tensor: (places.get(tensor.name, len(places)), tensor.name))
+    _keep(model.graph.initializer, order)
     return model
 
 
-def name_all(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node a name of its own, a folded weight the name that it had before, and the weights one order.
-
-    ONNX Runtime writes its weights in an order that differs from run to run, and so would every hash of the model.
-    """
+def _name_nodes(model: onnx.ModelProto) -> None:
     taken = Counter(node.name for node in model.graph.node)
     for index, node in enumerate(model.graph.node):
         if not node.name or taken[node.name] > 1:
@@ -133,14 +133,6 @@ def name_all(model: onnx.ModelProto) -> onnx.ModelProto:
                 name += "'"
             node.name = name
             taken[name] = 1
-    _restore_names(model)
-    used = {
-        name: place
-        for place, name in enumerate(dict.fromkeys(name for node in model.graph.node for name in node.input))
-    }
-    order = sorted(model.graph.initializer, key=lambda tensor: (used.get(tensor.name, len(used)), tensor.name))
-    _keep(model.graph.initializer, order)
-    return model
 
 
 def _restore_names(model: onnx.ModelProto) -> None:
@@ -171,7 +163,6 @@ STEPS: dict[str, Step] = {
     "folding": fold,
     "converting the opset": raise_opset,
     "putting HardSwish together": fuse_hard_swish,
-    "turning constants into weights": own_constants,
     "naming": name_all,
     "inferring shapes": infer_shapes,
 }
