@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgecnn.errors import QuantizationError
 from edgecnn.quantization import cache
 from edgecnn.quantization.cache import cache_folder, cached_observations, observe_cached
 from edgecnn.quantization.observe import Observed
@@ -94,6 +95,13 @@ def test_another_question_is_asked_anew(tmp_path: Path, again: Callable[[Images,
     feeds = Images()
     again(feeds, tmp_path)
     assert feeds.runs == 3
+
+
+def test_no_tensor_is_not_every_tensor(tmp_path: Path) -> None:
+    """What was kept for all tensors does not answer for an empty list of them, which is an error."""
+    observe_cached(net(), Images(), None, folder=tmp_path)
+    with pytest.raises(QuantizationError, match="0 tensors"):
+        observe_cached(net(), Images(), [], folder=tmp_path)
 
 
 def test_other_images_are_observed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

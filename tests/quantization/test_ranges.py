@@ -149,6 +149,14 @@ def test_percentile_leaves_out_what_it_says(name: str, percentile: float) -> Non
         assert (values > width).sum() <= tail
 
 
+def test_percentile_leaves_gaps_out() -> None:
+    """Where an end may lie anywhere in a stretch without values, it takes no level for any of it."""
+    body = np.random.default_rng(2).uniform(-1, 1, 768)
+    values = np.concatenate([np.full(128, -10.0), body, np.full(128, 20.0)])
+    expected = (body.min(), body.max())
+    assert choose_range(seen(values), "percentile", percentile=75.0) == pytest.approx(expected, abs=1.001 * 30 / 2048)
+
+
 def test_percentile_by_default() -> None:
     """One value in twenty thousand is left out at either end unless told otherwise."""
     values = np.random.default_rng(2).normal(size=400_000)
