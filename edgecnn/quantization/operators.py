@@ -216,11 +216,12 @@ def _softmax(call: Call, x: Tensor) -> Tensor:
     function: Callable[..., Tensor] = torch.softmax if call.op == "Softmax" else torch.log_softmax
     if call.opset >= 13:
         return function(x, call.get("axis", -1))
-    return function(x.flatten(call.get("axis", 1) % x.ndim), -1).view(x.shape)  # one row from the axis on
+    rows = x.flatten(call.get("axis", 1) % x.ndim)  # all axes from this one on are one
+    return function(rows, -1).view(x.shape)
 
 
 def _hard_sigmoid(call: Call, x: Tensor) -> Tensor:
-    return (call.get("alpha", 0.2) * x + call.get("beta", 0.5)).clamp(0, 1)
+    return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0, 1)
 
 
 def _reduce_mean(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
