@@ -46,7 +46,7 @@ def precision_for(target: Target, asked: Precision | None) -> Precision:
             f"--target {target} --precision fp16: ONNX Runtime computes fp16 convolutions on a CPU in float32, with casts "
             "around them; use --precision int8, or --target cuda"
         )
-    return asked or ("fp16" if target == "cuda" else "int8")
+    return asked or ("fp16" if target == "cuda" else "mixed")
 
 
 def recipe_for(target: Target) -> Recipe:
