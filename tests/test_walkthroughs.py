@@ -63,6 +63,9 @@ def walk(name: str, folder: Path) -> Walked:
             if program == "python":
                 subprocess.run([sys.executable, *arguments], check=True, cwd=folder)
                 continue
+            if program == "printf":
+                subprocess.run(command, shell=True, check=True, cwd=folder)
+                continue
             assert program == "edgecnn", command
             more = QUICK if arguments[0] == "train" else []
             results[command] = CliRunner().invoke(cli, [*arguments, *more])
@@ -113,6 +116,18 @@ def test_medical_page_runs(medical: Walked) -> None:
     """Every command of the page on medical images ends well, up to the bundle."""
     assert len(medical.results) >= 10
     assert not {command: said for command, said in fails(medical).items() if "bundles/" not in command}
+
+
+@pytest.mark.slow
+def test_medical_set_is_looked_over(medical: Walked) -> None:
+    """The classes get the page's names, `data check` counts them and finds nothing, and its page is written."""
+    said = medical.find("edgecnn data check pneumoniamnist.npz").stdout
+    assert re.search(r"^normal +100 +40 +20 +40$", said, re.MULTILINE)
+    assert re.search(r"^pneumonia +300 +120 +60 +120$", said, re.MULTILINE)
+    assert said.splitlines()[-1] == "nothing found"
+    assert "<html" in (medical.folder / "pneumonia.html").read_text()
+    assert read_run(medical.folder / "runs/pneumonia")[0].labels == ("normal", "pneumonia")
+    assert "by group (20 groups)" in medical.find("edgecnn data check xrays").stdout
 
 
 @pytest.mark.slow
@@ -193,6 +208,15 @@ def test_road_page_runs(roads: Walked) -> None:
     assert not fails(roads)
     assert (roads.folder / "runs/signs/report.html").is_file()
     assert "<html" in (roads.folder / "where.html").read_text()
+
+
+@pytest.mark.slow
+def test_signs_are_looked_over(roads: Walked) -> None:
+    """As the page says, `data check` finds nothing in the wrong split either; the right one and the table count groups."""
+    said = [result.stdout for command, result in roads.results.items() if command.startswith("edgecnn data check")]
+    assert [text.splitlines()[-1] for text in said] == ["nothing found"] * 3
+    assert ["by group (64 groups)" in text for text in said] == [False, True, True]
+    assert "<html" in (roads.folder / "signs.html").read_text()
 
 
 @pytest.mark.slow
