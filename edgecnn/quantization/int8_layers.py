@@ -36,7 +36,7 @@ class Int8Layer:
 
 
 def int8_layers(model: onnx.ModelProto) -> list[Int8Layer]:
-    """List Conv, Gemm and MatMul whose input and whose constant int8 weights come out of DequantizeLinear, in graph order.
+    """List, in graph order, Conv, Gemm and MatMul whose input and constant int8 weights come out of DequantizeLinear.
 
     A convolution only if its output is quantized again, and a Gemm only if its bias, where it has one, is quantized:
     ONNX Runtime leaves them in float otherwise. A MatMul only by a matrix. An int8 input becomes uint8 where one

@@ -40,9 +40,9 @@ class LayerSaturation:
     """What one layer's products do in 16 bits.
 
     `name` is the layer's own, `node` the ONNX node's. `pairs` counts the sums of two products over all images and
-    outputs, none for a depthwise convolution, `saturated` those that 16 bits do not hold, `worst` is the largest magnitude
-    among them all. `sqnr_db` compares the layer's sums, before the bias, with and without saturation, on inputs that
-    are right: None where nothing saturates.
+    outputs, none for a depthwise convolution, `saturated` those that 16 bits do not hold, `worst` is the largest
+    magnitude among them all. `sqnr_db` compares the layer's sums, before the bias, with and without saturation, on
+    inputs that are right: None where nothing saturates.
     """
 
     name: str

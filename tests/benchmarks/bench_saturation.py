@@ -42,13 +42,14 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
 
 
 def quantized(source: Path, path: Path, pixels: Pixels, reduced: bool) -> Path:
-    """Quantize to uint8 activations and int8 weights by channel; normalisation, softmax and the logits stay in float."""
+    """Quantize to uint8 activations and int8 weights by channel; normalisation, softmax and logits stay in float."""
     model = onnx.load(str(source))
     outside = [node.name for node in model.graph.node if node.op_type in ("Cast", "Sub", "Mul", "Softmax")]
     logging.getLogger().setLevel(logging.ERROR)
     quantize_static(
-        str(source), str(path), Reader(model.graph.input[0].name, pixels), quant_format=QuantFormat.QDQ, per_channel=True,
-        reduce_range=reduced, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=outside,
+        str(source), str(path), Reader(model.graph.input[0].name, pixels), quant_format=QuantFormat.QDQ,
+        per_channel=True, reduce_range=reduced, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, nodes_to_exclude=outside,
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )  # fmt: skip
     return path

@@ -39,8 +39,8 @@ def alternating(rng: np.random.Generator, outputs: int, channels: int, kernel: i
 def float_net(rng: np.random.Generator) -> onnx.ModelProto:
     """Make a net in which one layer of four saturates.
 
-    All weights are 127ths of a power of two and all ranges, in RANGES, give scales that are powers of two, so that every
-    value of the quantized net is exact in float32, and whoever evaluates it gets the same integers.
+    All weights are 127ths of a power of two and all ranges, in RANGES, give scales that are powers of two, so that
+    every value of the quantized net is exact in float32, and whoever evaluates it gets the same integers.
     """
     planted = rng.integers(60, 128, (16, 4, 3, 3)) * rng.choice([-1, 1], (16, 1, 1, 1))
     planted[:, 0, 0, 0] = 127
@@ -130,7 +130,7 @@ def named(found: list[LayerSaturation]) -> dict[str, LayerSaturation]:
 
 
 def test_the_planted_layer_alone_is_named_and_counted_as_by_hand() -> None:
-    """Of four layers only the planted one saturates; counts, worst sum and SQNR are those of a loop over its outputs."""
+    """Of four layers only the planted one saturates; counts, worst sum and SQNR are those of a loop over outputs."""
     model, feeds, images = net_and_feeds(Recipe())
     found = named(saturation(model, feeds))
     assert list(found) == [PLANTED, "net.depthwise", "net.even", "net.head"]

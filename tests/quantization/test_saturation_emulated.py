@@ -63,7 +63,8 @@ class Alone:
 
     Scales are powers of two, those of input and weights 1; where `scale` is 0 the output stays in float. `signed` means
     that the model holds input and output in int8, moved by 128; `fed` that the input is the model's, and not quantized
-    by it. `activation`, with its limits, comes before the quantizer of the output, whose zero point is `middle`. `biased` layers have a bias of 0, in float.
+    by it. `activation`, with its limits, comes before the quantizer of the output, whose zero point is `middle`.
+    `biased` layers have a bias of 0, in float.
     """
 
     node: onnx.NodeProto
@@ -170,7 +171,7 @@ def feeds_of(layers: dict[str, Alone]) -> dict[str, Array]:
 
 
 def exact_sums(model: onnx.ModelProto, layers: dict[str, Alone]) -> dict[str, Array]:
-    """Evaluate each layer up to its sums by the onnx package's reference: in float, on integers that float holds exactly."""
+    """Evaluate each layer up to its sums by the onnx package's reference, in float, which holds these integers."""
     exposed = onnx.ModelProto.FromString(model.SerializeToString())
     names = [layer.node.output[0] for layer in layers.values()]
     del exposed.graph.output[:]
@@ -211,6 +212,16 @@ def differing(got: dict[str, Array], expected: dict[str, Array]) -> dict[str, fl
     return {name: share for name, share in shares.items() if share}
 
 
+def test_int8_inputs_are_counted_as_the_uint8_that_they_become() -> None:
+    """The same layer, its input held in int8, has the same sums, lost ones and SQNR as in uint8."""
+    signed = layers_alone(128)["signed"]
+    both = []
+    for layers in ({"signed": signed}, {"signed": replace(signed, signed=False)}):
+        both += saturation(side_by_side(layers), from_arrays(feeds_of(layers)))
+    assert both[0] == both[1]
+    assert both[0].saturated
+
+
 @pytest.fixture
 def needs_qemu() -> None:
     """Skip where qemu is missing, but not in continuous integration: there it has to be installed."""
@@ -222,7 +233,7 @@ def needs_qemu() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("needs_qemu")
 def test_an_emulated_cpu_without_vnni_computes_what_was_predicted(tmp_path: Path) -> None:
-    """On AVX2 ONNX Runtime gives the predicted integers bit for bit; with x64quantprecision, and on SSE, the right ones."""
+    """AVX2 gives the predicted integers bit for bit; with x64quantprecision it gives the right ones, as SSE does."""
     layers = layers_alone(128)
     path, model, feeds = tmp_path / "full.onnx", side_by_side(layers), feeds_of(layers)
     path.write_bytes(model.SerializeToString())
