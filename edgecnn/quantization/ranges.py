@@ -20,8 +20,10 @@ LEVELS = 255
 PERCENTILE = 99.99
 # A tensor that stays below this is all zero to a quantizer: its step would underflow in float32.
 TINY = 1e-35
-# Relative entropy tells nothing of a range so narrow that nearly all is clipped: of one bin it is zero.
+# Relative entropy tells nothing of a range so narrow that nearly all is clipped, or all that is left lies in a bin or
+# two: the distributions compared are then the same. Of few values, or very peaked ones, it would be chosen.
 _FEWEST_BINS = 8
+_MOST_CLIPPED = 0.01
 # Where a clipped value falls into a bin that held nothing, it is expected half as often as once.
 _UNSEEN = 0.5
 _OCTAVES = 10
@@ -160,12 +162,13 @@ def _divergence(observed: Observed, levels: int) -> Callable[[float, float], flo
     centres = (edges[1:] + edges[:-1]) / 2
     if observed.zeros:
         histogram[bin_of(np.zeros(1), observed.low, observed.high, histogram.size)] -= observed.zeros
+    most = _MOST_CLIPPED * histogram.sum()
 
     def cost(low: float, high: float) -> float:
         first, last = np.searchsorted(centres, (low, high))
-        if last - first < _FEWEST_BINS:
-            return np.inf
         below, above = histogram[:first].sum(), histogram[last:].sum()
+        if last - first < _FEWEST_BINS or below + above > most:
+            return np.inf
         step = (high - low) / levels
         groups = np.rint(centres[first:last] / step).astype(np.int64)
         return relative_entropy(histogram[first:last], groups - groups[0], below, above)
@@ -190,7 +193,5 @@ def relative_entropy(counts: Floats, groups: npt.NDArray[np.int64], below: float
     candidate = np.where(counts > 0, (in_group / np.maximum(filled, 1))[groups], 0.0)
     taking_part = reference > 0
     p, q = reference[taking_part], np.maximum(candidate[taking_part], _UNSEEN)
-    if not p.size:
-        return np.inf
     p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())

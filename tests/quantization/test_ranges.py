@@ -214,6 +214,30 @@ def test_entropy_is_brute_forces_best(name: str) -> None:
     assert cost(max(low, high)) <= best + 0.01
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [40, 480, 4000])
+def test_entropy_of_few_values(count: int, seed: int) -> None:
+    """Of a few hundred values, as a layer behind global pooling has, no more than a hundredth is clipped, zeros aside.
+
+    Most bins are then empty, and a range around hardly any value would look as good as all.
+    """
+    rng = np.random.default_rng(seed)
+    values = np.maximum(rng.normal(0.3, 0.6, count), 0)
+    loud = values[values > 0]
+    low, high = choose_range(seen(values), "entropy")
+    assert low == 0
+    assert np.mean(loud > high * 1.001) <= 0.01
+    low, high = choose_range(seen(values - 0.3), "entropy")
+    assert np.mean((values - 0.3 < low * 1.001) | (values - 0.3 > high * 1.001)) <= 0.01
+
+
+def test_entropy_of_a_peak() -> None:
+    """Where nearly all values lie in one bin of 2,048, the range does not shrink to that one."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.uniform(0, 1 / 2048, 99_500), rng.uniform(0, 1, 500)])
+    assert choose_range(seen(values), "entropy")[1] > 6 / 2048
+
+
 def test_entropy_cuts_both_ends_alike() -> None:
     """A symmetric distribution is cut at both ends, its mirror image likewise, and a shift of one end moves only that."""
     values = np.random.default_rng(8).laplace(size=200_000)
