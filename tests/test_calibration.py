@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
+from scipy import special
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torch import nn
 
+from edgecnn.cli import cli
 from edgecnn.errors import UsageError
 from edgecnn.metrics import calibration, nll, softmax
 from edgecnn.nets import FAMILIES, NetChoice, build_net, choose_net
@@ -208,3 +214,36 @@ def test_folding_leaves_the_chance_of_others_alone() -> None:
     state = torch.get_rng_state()
     fold_temperature(net, 2.0, SMALL)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("steady")
+def test_exported_files_carry_the_temperature(tmp_path: Path) -> None:
+    """Of two trainings that differ in --calibrate alone, fp32 and int8 give logits divided by the temperature; parity passes."""
+    pixels, logits, truth = np.zeros(0), {}, {}
+    for name, more in (("plain", []), ("calibrated", ["--calibrate"])):
+        run, bundle = tmp_path / name / "run", tmp_path / name / "bundle"
+        words = ["train", "digits", "-o", str(run), "--widths", "8,32", "--depth", "1", "--epochs", "4", *more]
+        for command in (words, ["export", str(run), "-o", str(bundle), "--max-drop", "30"]):
+            result = CliRunner().invoke(cli, command)
+            assert result.exit_code == 0, result.stderr
+        with np.load(bundle / "goldens/arrays.npz") as arrays:
+            pixels, truth[name] = arrays["pixels"], arrays["logits_float64"]
+        for precision in ("fp32", "int8"):
+            session = onnxruntime.InferenceSession(bundle / f"{precision}.onnx", providers=["CPUExecutionProvider"])
+            logits[name, precision], odds = session.run(["logits", "probabilities"], {"image": pixels})
+            assert np.allclose(odds, special.softmax(logits[name, precision], axis=1), atol=1e-5)
+        cells = json.loads((bundle / "manifest.json").read_text())["evidence"]["parity"]["cells"]
+        verdicts = {cell["artifact"]: cell["computation"]["verdict"] for cell in cells}
+        assert verdicts == {"fp32": "PASS", "int8": "PASS"}
+        temperature = json.loads((run / "metrics.json").read_text())["temperature"]
+        assert (temperature != 1) == bool(more)
+    assert abs(math.log(temperature)) > 0.05, "or nothing could be told apart"
+    assert np.allclose(truth["calibrated"] * temperature, truth["plain"], rtol=1e-4, atol=1e-4)
+    for precision, share in (("fp32", 1e-4), ("int8", 0.1)):
+        plain, divided = (logits[name, precision] for name in ("plain", "calibrated"))
+        off = np.linalg.norm(divided * temperature - plain) / np.linalg.norm(plain)
+        assert off < share
+        assert off < abs(1 - 1 / temperature), "the temperature is what it is, not rounding"
+        # The scale that fits best, by least squares, is the temperature.
+        assert float((plain * divided).sum() / (divided**2).sum()) == pytest.approx(temperature, rel=0.02)
