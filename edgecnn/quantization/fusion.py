@@ -96,13 +96,14 @@ def prove_fusion(quantized: onnx.ModelProto, floats: Collection[str] = ()) -> Fu
 def layers_all(quantized: onnx.ModelProto) -> list[LayerFusion]:
     """List the weighted layers of a QDQ model, whether their weights are quantized or not, by their own names."""
     names = {layer.node: layer.name for layer in layers_of(quantized)}
-    made = makers(quantized)
+    made, constant = makers(quantized), weights_of(quantized)
     found = []
     for node in quantized.graph.node:
         if node.op_type not in WEIGHTED or len(node.input) < 2:
             continue
         source = made.get(node.input[1])
-        if node.name not in names and (source is None or source.op_type != "DequantizeLinear"):
+        by_weight = source is not None and source.op_type == "DequantizeLinear" and source.input[0] in constant
+        if node.name not in names and not by_weight:
             continue  # it multiplies two activations
         name = names.get(node.name)
         if name is None and source is not None:
