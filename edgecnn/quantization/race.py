@@ -73,7 +73,7 @@ def speed_of(candidate: list[float], reference: list[float]) -> Speed:
     middle = n // 2
     return Speed(
         ratio=float(np.median(ratios)),
-        low=float(ratios[max(0, middle - reach)]),
+        low=float(ratios[max(0, (n - 1) // 2 - reach)]),
         high=float(ratios[min(n - 1, middle + reach)]),
         rounds=n,
         p50_us=float(np.median(candidate)) * 1e6,
