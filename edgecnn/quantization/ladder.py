@@ -18,6 +18,7 @@ from edgecnn.quantization.graph import layers_of
 from edgecnn.quantization.placement import Search, search_placement
 from edgecnn.quantization.race import Speed, race
 from edgecnn.quantization.rungs import IN_FLOAT, Attempt, Remedy, Workshop, float_layers, quantization_aware, remedies
+from edgecnn.quantization.slim import file_size
 from edgecnn.quantization.state import State
 from edgecnn.quantization.yardstick import open_model
 from edgecnn.spec import Frozen
@@ -172,7 +173,7 @@ class Ladder:
         speed = self.speed(built) if self.timed else None
         rung = Rung(
             name=name, floats=attempt.floats, sqnr_db=self.workshop.yardstick.sqnr_db(built),
-            bytes=len(built.SerializeToString()), speed=speed, decisions=decisions, seconds=time.perf_counter() - began,
+            bytes=file_size(built), speed=speed, decisions=decisions, seconds=time.perf_counter() - began,
         )  # fmt: skip
         self.say(f"{name}: {decisions.candidate_accuracy.value:.2%}, {decisions.verdict.value}: {decisions.reason}")
         if self.state is not None:

@@ -11,6 +11,7 @@ from edgecnn.quantization.graph import layers_of
 from edgecnn.quantization.qdq import quantize
 from edgecnn.quantization.race import Speed, race
 from edgecnn.quantization.recipe import Recipe
+from edgecnn.quantization.slim import file_size
 from edgecnn.quantization.yardstick import Yardstick, open_model
 from edgecnn.spec import Frozen
 
@@ -136,13 +137,13 @@ def _measure(
         speeds = {name: found[name] for name in by_name}
         return {
             floats: Placement(
-                floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=len(built[floats].SerializeToString()),
+                floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=file_size(built[floats]),
                 speed=speeds[names[floats]],
             )
             for floats in built
         }  # fmt: skip
     return {
-        floats: Placement(floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=len(one.SerializeToString()))
+        floats: Placement(floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=file_size(one))
         for floats, one in built.items()
     }
 

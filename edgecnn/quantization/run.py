@@ -26,6 +26,7 @@ from edgecnn.quantization.race import Speed
 from edgecnn.quantization.recipe import Precision, Recipe, precision_for, recipe_for
 from edgecnn.quantization.rungs import Workshop
 from edgecnn.quantization.saturation import LayerSaturation, saturation
+from edgecnn.quantization.slim import slim
 from edgecnn.quantization.source import Source
 from edgecnn.quantization.state import State
 from edgecnn.quantization.yardstick import Yardstick
@@ -161,7 +162,7 @@ def _int8(
         found["fusion"] = prove_fusion(climb.model, best.floats)
     if options.target in _SATURATING:
         found["saturation"] = tuple(saturation(climb.model, calibration))
-    return climb.model, found
+    return slim(climb.model), found
 
 
 def _half(

@@ -1,0 +1,109 @@
+"""Making a quantized file as small as it can be: in a small net names and zero points take as much as the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from edgecnn.quantization.graph import makers, readers
+from edgecnn.quantization.qdq import quantized_layers
+
+# What these operators do where an attribute is absent, by the ONNX specification.
+_USUAL: dict[str, Callable[[onnx.AttributeProto], bool]] = {
+    "dilations": lambda value: set(value.ints) == {1},
+    "strides": lambda value: set(value.ints) == {1},
+    "pads": lambda value: set(value.ints) == {0},
+    "group": lambda value: bool(value.i == 1),
+    "auto_pad": lambda value: bool(value.s == b"NOTSET"),
+    "ceil_mode": lambda value: bool(value.i == 0),
+    "count_include_pad": lambda value: bool(value.i == 0),
+    "storage_order": lambda value: bool(value.i == 0),
+}
+_SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give the same computation in fewer bytes.
+
+    Initializers with the same values become one, what the quantizer named gets short names, and inferred shapes and
+    attributes that say what is so anyway go.
+    Inputs, outputs, weights and all nodes but QuantizeLinear and DequantizeLinear keep the names by which people and
+    reports know them.
+    """
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    _share(copy)
+    _rename(copy)
+    _drop_defaults(copy)
+    del copy.graph.value_info[:]
+    return copy
+
+
+def file_size(model: onnx.ModelProto) -> int:
+    """Count the bytes that a quantized model takes as a file."""
+    return len(slim(model).SerializeToString())
+
+
+def _share(model: onnx.ModelProto) -> None:
+    """Let equal initializers be one; weights are left alone, as they give layers their names."""
+    weights, kept = set(quantized_layers(model).values()), []
+    first, renamed = dict[bytes, str](), dict[str, str]()
+    for tensor in model.graph.initializer:
+        content = onnx.TensorProto.FromString(tensor.SerializeToString())
+        content.ClearField("name")
+        key = content.SerializeToString(deterministic=True)
+        if tensor.name in weights or key not in first:
+            first.setdefault(key, tensor.name)
+            kept.append(tensor.SerializeToString())
+        else:
+            renamed[tensor.name] = first[key]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(onnx.TensorProto.FromString(data) for data in kept)
+    _replace(model, renamed)
+
+
+def _rename(model: onnx.ModelProto) -> None:
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    fixed |= set(quantized_layers(model).values())
+    made, reading, names = makers(model), readers(model), dict[str, str]()
+    names |= {name: name.removesuffix("_quantized") for name in quantized_layers(model).values()}
+    for tensor in model.graph.initializer:
+        users = reading.get(tensor.name, [])
+        if tensor.name not in fixed and users and all(user.op_type in _PAIRS for user in users):
+            names[tensor.name] = f"c{len(names)}"
+    for name, node in made.items():
+        if node.op_type in _PAIRS and name not in fixed:
+            names[name] = f"t{len(names)}"
+    taken = fixed | set(made) | {tensor.name for tensor in model.graph.initializer}
+    names = {old: new for old, new in names.items() if new not in taken}
+    _replace(model, names)
+    nodes = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        short = f"{'q' if node.op_type == _PAIRS[0] else 'd'}{number}"
+        if node.op_type in _PAIRS and short not in nodes:
+            node.name = short
+
+
+def _drop_defaults(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type not in _SLIDING:
+            continue
+        kept = [
+            attribute.SerializeToString()
+            for attribute in node.attribute
+            if attribute.name not in _USUAL or not _USUAL[attribute.name](attribute)
+        ]
+        del node.attribute[:]
+        node.attribute.extend(onnx.AttributeProto.FromString(data) for data in kept)
+
+
+def _replace(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Give tensors other names wherever they stand."""
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for field in (node.input, node.output):
+            for index, name in enumerate(field):
+                if name in names:
+                    field[index] = names[name]
