@@ -10,8 +10,10 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from quantization import graphs
 
+from edgecnn.parity.decisions import Decisions, judge_decisions
 from edgecnn.quantization.qdq import activation_tensors
 from edgecnn.quantization.race import Speed
+from edgecnn.spec import Tolerance
 
 Array = npt.NDArray[Any]
 SIDE, CLASSES = 8, 4
@@ -98,3 +100,11 @@ def speed(ratio: float, spread: float = 0.01) -> Speed:
     return Speed(
         ratio=ratio, low=ratio - spread, high=ratio + spread, rounds=12, p50_us=100 * ratio, reference_us=100.0
     )
+
+
+def decided(lost: int, n: int = 2000, look: int = 1) -> Decisions:
+    """Judge a candidate that loses so many of `n` answers, of which 1 % may be lost, at this number of looks."""
+    truth = np.zeros(n, np.int64)
+    candidate = (np.arange(n) < lost).astype(np.int64)
+    tolerance = Tolerance(confidence=1 - 0.05 / look**2)
+    return judge_decisions(truth, candidate, truth, [str(number) for number in range(n)], ("0", "1"), tolerance)
