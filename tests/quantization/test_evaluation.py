@@ -83,14 +83,14 @@ def test_flips_are_paired_and_named() -> None:
 
 def test_without_labels_the_float_models_answers_are_right() -> None:
     """Accuracy is then agreement: the float model has all of it, and each change counts as lost."""
-    model, x = small.chain(), small.images(40)
-    scores = small.reference(model, {"x": x})[0]
+    model, x = copier(4), np.random.default_rng(0).uniform(-1, 1, (40, 4, 1, 1)).astype(np.float32)
     found = Evaluation.of(model, from_arrays({"x": x}), Tolerance())
     assert not found.labelled
-    np.testing.assert_array_equal(found.truth, scores.argmax(axis=1))
-    built = quantize(model, {**small.ranges_of(model, {"x": x}), "mean": (0.0, 200.0)}, Recipe())  # a coarse step
-    decisions = found.judge(built)
-    changed = int((small.reference(built, {"x": x})[0].argmax(axis=1) != scores.argmax(axis=1)).sum())
+    np.testing.assert_array_equal(found.truth, x.reshape(40, 4).argmax(axis=1))
+    coarse = dict.fromkeys(("x", "kept", "y"), (-10.0, 10.0))
+    decisions = found.judge(quantize(model, coarse, Recipe()))
+    levels = np.rint(x.reshape(40, 4) / (20 / 255))
+    changed = int((levels.argmax(axis=1) != found.truth).sum())
     assert 0 < changed == decisions.changed == decisions.lost
     assert decisions.gained == 0
     assert decisions.candidate_accuracy.value == pytest.approx(1 - changed / 40)
