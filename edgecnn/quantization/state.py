@@ -84,7 +84,7 @@ class State:
         data = attempt.model.SerializeToString()
         digest = hashlib.sha256(data).hexdigest()
         file = f"{digest[:16]}.float.onnx"
-        if not (self.folder / file).exists():
+        if self._digest(file) != digest:
             write_atomic(self.folder / file, data)
         entry = _Entry(
             name=name, rung=msgspec.to_builtins(rung), model=file, model_sha256=digest, ranges=dict(attempt.ranges),
@@ -96,10 +96,10 @@ class State:
 
     def _entry(self, name: str) -> _Entry | None:
         entry = next((one for one in self._record.entries if one.name == name), None)
-        if entry is None:
-            return None
+        return entry if entry is not None and self._digest(entry.model) == entry.model_sha256 else None
+
+    def _digest(self, file: str) -> str | None:
         try:
-            data = (self.folder / entry.model).read_bytes()
+            return hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
         except OSError:
             return None
-        return entry if hashlib.sha256(data).hexdigest() == entry.model_sha256 else None
