@@ -29,21 +29,79 @@ if TYPE_CHECKING:
     from edgecnn.quantization.feeds import FeedSet
 
 Ranges = dict[str, tuple[float, float]]
+Indices = npt.NDArray[np.int64]
 
 TEMPERATURE = 3.0  # of the distillation
 LABELS_SHARE = 0.5  # of the loss, where there are labels
+WARMUP = 0.1  # of all images, during which the steps grow to their full size
 SAME_DB = 60.0  # SQNR between torch's logits and ONNX Runtime's above which they compute the same graph
+JUDGED = 512  # images on which weights are compared
 
 
 @dataclass(frozen=True)
 class TunedEpoch:
-    """One pass over the images: the mean loss, and the share answered as by the float net, both while training."""
+    """One pass over the images, and what the fake-quantized net is like after it, on `JUDGED` of them.
+
+    `loss` is the mean loss, `agreement` the share answered as by the float net; `best` says whether these weights are
+    better than all before, those that came in included.
+    """
 
     number: int
     epochs: int
     loss: float
     agreement: float
+    best: bool
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is trained, on what, towards what: `taught` are the float model's logits (n, classes)."""
+
+    module: GraphModule
+    fakes: FakeQuantization
+    train: FeedSet
+    output: str
+    taught: Tensor
+
+    def loss(self, where: Indices, feeds: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Sum the loss over a batch that stands at `where` in the set, and count the answers that are the float model's.
+
+        Raises:
+            TrainingError: the loss is no finite number.
+        """
+        logits = self.module(feeds, [self.output], self.fakes.touch)[self.output].flatten(1)
+        taught, labels = self.taught[where], self.train.labels
+        soft = functional.log_softmax(logits / TEMPERATURE, 1), functional.log_softmax(taught / TEMPERATURE, 1)
+        # Its gradient falls with the square of the temperature (Hinton et al. 2015, section 2).
+        loss = TEMPERATURE**2 * functional.kl_div(*soft, reduction="sum", log_target=True)
+        if labels is not None:
+            right = functional.cross_entropy(logits, torch.from_numpy(labels[where]), reduction="sum")
+            loss = LABELS_SHARE * right + (1 - LABELS_SHARE) * loss
+        if not bool(loss.isfinite()):
+            raise TrainingError(f"QAT: the loss became {loss.item()}; use a smaller learning rate")
+        return loss, int((logits.argmax(1) == taught.argmax(1)).sum())
+
+    def judge(self) -> tuple[float, float]:
+        """Give mean loss and agreement on images that are the same each time."""
+        chosen = np.unique(np.linspace(0, self.train.count - 1, JUDGED).astype(np.int64))
+        total, agreed, count = 0.0, 0, 0
+        with torch.no_grad():
+            for where, feeds in _batches(self.train, chosen, 64):
+                loss, alike = self.loss(where, feeds)
+                total, agreed, count = total + loss.item(), agreed + alike, count + len(where)
+        return total / count, agreed / count
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copy what is trained."""
+        state = {**self.module.state_dict(), "growth": self.fakes.growth.detach()}
+        return {name: value.clone() for name, value in state.items()}
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Put back what `weights` gave."""
+        with torch.no_grad():
+            self.fakes.growth.copy_(weights.pop("growth"))
+        self.module.load_state_dict(weights)
 
 
 def finetune(
@@ -55,7 +113,7 @@ def finetune(
     *,
     output: str,
     epochs: int = 2,
-    lr: float = 3e-3,
+    lr: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
     learn_ranges: bool = False,
@@ -75,14 +133,15 @@ def finetune(
         train: training images.
         output: the tensor of the logits, (n, classes); an output of the graph or not.
         epochs: passes over `train`.
-        lr: the first step size of Adam as a share of each tensor's mean magnitude; it falls to 0 along a cosine.
+        lr: the largest step of Adam, as a share of each tensor's mean magnitude.
         batch_size: images between two steps; where the model takes fewer at once, their gradients are added up.
         seed: of the order, which is another in each epoch.
         learn_ranges: whether the activations' scales are trained too; zero points stay.
         on_epoch: called after each epoch.
 
     Returns:
-        The float model with new weights, and the ranges to quantize it with.
+        The float model with the weights of the epoch that was best, or its own if none was better, and the ranges to
+        quantize it with.
 
     Raises:
         QuantizationError: the graph cannot be trained through, or there is nothing to train or to train on.
@@ -98,26 +157,31 @@ def finetune(
     fakes = FakeQuantization(layout, 64 if recipe.reduced_range else 127, learn_ranges)
     taught = torch.from_numpy(_answers(model, train, output, batch_size))
     _check(module, train, output, taught)
-    optimizer, seen = _optimizer(model, module, fakes), 0
+    task = _Task(module, fakes, train, output, taught)
+    optimizer, (least, _), kept = _optimizer(model, module, fakes), task.judge(), task.weights()
     for number in range(1, epochs + 1):
-        began, total, agreed, waiting = time.perf_counter(), 0.0, 0, 0
-        for where, feeds in _shuffled(train, batch_size, (seed, number)):
-            logits = module(feeds, [output], fakes.touch)[output].flatten(1)
-            loss = _loss(logits, taught[where], None if train.labels is None else torch.from_numpy(train.labels[where]))
-            if not math.isfinite(loss.item()):
-                raise TrainingError(
-                    f"QAT: the loss became {loss.item()} in epoch {number} of {epochs}: use a smaller learning rate "
-                    f"(it is {lr:g})"
-                )
-            (loss / batch_size).backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
-            total, waiting, seen = total + loss.item(), waiting + len(where), seen + len(where)
-            agreed += int((logits.argmax(1) == taught[where].argmax(1)).sum())
-            if waiting >= batch_size or seen == number * train.count:
-                _step(optimizer, lr * (1 + math.cos(math.pi * (seen - waiting) / (epochs * train.count))) / 2)
-                waiting = 0
-        seconds = time.perf_counter() - began
-        on_epoch(TunedEpoch(number, epochs, total / train.count, agreed / train.count, seconds))
+        began = time.perf_counter()
+        for share in _epoch(task, optimizer, batch_size, (seed, number)):
+            _step(optimizer, lr * _rate((number - 1 + share) / epochs))
+        loss, agreement = task.judge()
+        best = loss < least
+        if best:
+            least, kept = loss, task.weights()
+        on_epoch(TunedEpoch(number, epochs, loss, agreement, best, time.perf_counter() - began))
+    task.restore(kept)
     return write_back(module, model), fakes.ranges(ranges)
+
+
+def _epoch(task: _Task, optimizer: torch.optim.Optimizer, batch_size: int, seed: tuple[int, int]) -> Iterator[float]:
+    """Go once through all images, and stop for each step at the share of them that was seen before its gradient."""
+    order, seen, waiting = np.random.default_rng(seed).permutation(task.train.count), 0, 0
+    for where, feeds in _batches(task.train, order, batch_size):
+        loss, _ = task.loss(where, feeds)
+        (loss / batch_size).backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
+        waiting += len(where)
+        if waiting >= batch_size or seen + waiting == task.train.count:
+            yield seen / task.train.count
+            seen, waiting = seen + waiting, 0
 
 
 def _answers(model: onnx.ModelProto, feeds: FeedSet, output: str, batch_size: int) -> npt.NDArray[np.float32]:
@@ -178,27 +242,19 @@ def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _shuffled(
-    train: FeedSet, batch_size: int, seed: tuple[int, int]
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor]]]:
-    """Go through all images in a random order; with each batch comes where it stands in the set."""
-    order = np.random.default_rng(seed).permutation(train.count)
+def _rate(share: float) -> float:
+    """Give the step size at this share of the training: up along a line, down along a cosine."""
+    return min(1.0, (share + WARMUP / 10) / WARMUP) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _batches(train: FeedSet, indices: Indices, batch_size: int) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
+    """Go through some images; with each batch comes where it stands in the whole set."""
     start = 0
-    for batch in train.subset(order).batches(batch_size):
+    for batch in train.subset(indices).batches(batch_size):
         count = len(next(iter(batch.values())))
-        yield order[start : start + count], _tensors(batch)
+        yield indices[start : start + count], _tensors(batch)
         start += count
 
 
 def _tensors(batch: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
-
-
-def _loss(logits: Tensor, taught: Tensor, labels: Tensor | None) -> Tensor:
-    """Sum the loss over the images."""
-    soft = functional.log_softmax(logits / TEMPERATURE, 1), functional.log_softmax(taught / TEMPERATURE, 1)
-    # Its gradient falls with the square of the temperature (Hinton et al. 2015, section 2).
-    followed = TEMPERATURE**2 * functional.kl_div(*soft, reduction="sum", log_target=True)
-    if labels is None:
-        return followed
-    return LABELS_SHARE * functional.cross_entropy(logits, labels, reduction="sum") + (1 - LABELS_SHARE) * followed

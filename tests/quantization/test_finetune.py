@@ -327,9 +327,9 @@ def test_what_unbalanced_channels_lose_is_won_back(unbalanced: onnx.ModelProto, 
     assert [(n.name, n.op_type, *n.input, *n.output) for n in plain.graph.node] == [
         (n.name, n.op_type, *n.input, *n.output) for n in again.graph.node
     ]
-    assert [(one.number, one.epochs) for one in epochs] == [(1, 2), (2, 2)]
+    assert [(one.number, one.epochs, one.best) for one in epochs] == [(1, 2, True), (2, 2, True)]
     assert epochs[0].loss > epochs[1].loss > 0
-    assert epochs[0].agreement < epochs[1].agreement <= 1
+    assert 0.5 < epochs[1].agreement <= 1
 
 
 def test_the_float_models_answers_are_enough(unbalanced: onnx.ModelProto, digits: tuple[Stand, Stand]) -> None:
@@ -393,10 +393,33 @@ def test_small_batches_are_added_up(unbalanced: onnx.ModelProto, digits: tuple[S
         assert np.abs(a - b).mean() < 0.05 * np.abs(a - before).mean()
 
 
-def test_a_loss_that_is_no_number_ends_it(trained: onnx.ModelProto, digits: tuple[Stand, Stand]) -> None:
-    """Steps far too large end in one line that names epoch and rate, and no model is given back."""
+def test_weights_that_got_worse_are_not_given_back(trained: onnx.ModelProto, digits: tuple[Stand, Stand]) -> None:
+    """Where every epoch ends worse than the model that came in, the very same weights come back, and the epochs say so."""
     few = digits[0].subset(np.arange(200))
-    with pytest.raises(TrainingError, match=r"loss became (nan|inf) in epoch \d of 9: use a smaller learning rate"):
+    ranges, epochs = watched(trained, few), list[TunedEpoch]()
+    tuned, after = tune(trained, ranges, few, lr=2.0, learn_ranges=True, on_epoch=epochs.append)
+    assert [one.best for one in epochs] == [False, False]
+    assert epochs[0].agreement < 0.9
+    assert after == ranges
+    assert tuned.SerializeToString() == trained.SerializeToString()
+
+
+def test_the_epochs_are_judged_as_the_quantized_model_is(trained: onnx.ModelProto, digits: tuple[Stand, Stand]) -> None:
+    """An epoch's agreement with the float model is what ONNX Runtime counts on the quantized model of its weights."""
+    few = digits[0].subset(np.arange(300))  # fewer than are judged, so that all are
+    ranges = {name: (low, high) if name == "x" else (low / 6, high / 6) for name, (low, high) in watched(trained, few).items()}  # fmt: skip
+    epochs = list[TunedEpoch]()
+    tuned, after = tune(trained, ranges, few, epochs=1, on_epoch=epochs.append)
+    assert epochs[0].best
+    truth, found = (answers(model, few, ["logits"])[0] for model in (trained, quantize(tuned, after, SEVEN)))
+    assert distance(truth, found).top1_agreement == pytest.approx(epochs[0].agreement, abs=0.01)
+    assert epochs[0].agreement < 0.99
+
+
+def test_a_loss_that_is_no_number_ends_it(trained: onnx.ModelProto, digits: tuple[Stand, Stand]) -> None:
+    """Steps far too large end in one line that says what to do, and no model is given back."""
+    few = digits[0].subset(np.arange(200))
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf); use a smaller learning rate"):
         tune(trained, watched(trained, few), few, lr=1e37, epochs=9)
 
 
