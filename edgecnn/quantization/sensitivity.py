@@ -6,10 +6,11 @@ the second says what leaving it in float would gain, and the first what hurts. A
 poolings round too, and are left in float one by one as well.
 
 A node is worth keeping in float if without it the error of the answers, as power, falls by a fifth (1 dB) and by twice an
-even share among all nodes measured, or by three quarters where there are very few. Of two such nodes where the one
-reads the other and leaving either gains the same, only the reader is named: a node in float leaves what it writes
-unrounded, and with that what poolings after it do. A layer that makes that much error alone, but whose neighbours make it
-anyway, is not worth it: equalization, or a group of layers in float, may help there.
+even share among all nodes measured, or by three quarters where there are very few. Where one such node lies on the way
+to another that takes nearly as much of the error with it, and both together would take more than all of it, it is one
+error, and only the later node is named: ONNX Runtime's quantizer leaves some nodes unrounded that read an unrounded tensor.
+A layer that makes that much error alone, but whose neighbours make it anyway, is not worth it: equalization, or a group of
+layers in float, may help there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from onnx import numpy_helper
 
 from edgecnn.quantization.cache import observe_cached
 from edgecnn.quantization.feeds import FeedSet
-from edgecnn.quantization.graph import layers_of, makers, readers, weights_of
+from edgecnn.quantization.graph import layers_of, makers, weights_of
 from edgecnn.quantization.observe import Observed
 from edgecnn.quantization.qdq import activation_tensors, quantize, with_activations
 from edgecnn.quantization.ranges import Method, Range, choose_range
@@ -41,7 +42,7 @@ LOUD = 8.0  # times the other channels: three of their eight bits
 _CLIPPED = 0.001
 _CREST = 12.0
 _USED = 0.5
-_SAME_DB = 0.5
+_NEARLY = 0.9
 _COMPUTING = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
 
@@ -135,7 +136,7 @@ def sensitivity(
             )
         )
     others = [NodeSensitivity(**subject.left_out(node, node.name)) for node in subject.others()]
-    keep, hurt = advise(found, others, subject.all_db, readers(model), nodes)
+    keep, hurt = advise(found, others, subject.all_db, model)
     return Sensitivity(
         method=method, recipe=recipe, images=calibration.count, judged=subject.yardstick.feeds.count,
         all_db=subject.all_db, layers=tuple(found), others=tuple(others), keep=keep, hurt=hurt,
@@ -232,28 +233,38 @@ def covered(whole: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Ra
 
 
 def advise(
-    layers: Sequence[LayerSensitivity],
-    others: Sequence[NodeSensitivity],
-    all_db: float,
-    reading: Mapping[str, Sequence[onnx.NodeProto]],
-    nodes: Mapping[str, onnx.NodeProto],
+    layers: Sequence[LayerSensitivity], others: Sequence[NodeSensitivity], all_db: float, model: onnx.ModelProto
 ) -> tuple[tuple[Advice, ...], tuple[Advice, ...]]:
     """Name the nodes worth keeping in float, and the layers that are hurt though that would not help, the worst first."""
     least = threshold(len(layers) + len(others))
     everybody = [*layers, *others] if len(layers) > 1 else []  # without its only layer there is no int8 model
-    keep = {one.node: one for one in everybody if 1 - _noise(one.left_out_db, all_db) >= least}
-    for one in list(keep.values()):
-        after = [
-            keep.get(reader.name)
-            for name in (one.output.tensor, *nodes[one.node].output)
-            for reader in reading.get(name, ())
-        ]
-        if any(other is not None and abs(other.gain_db - one.gain_db) < _SAME_DB for other in after):
-            del keep[one.node]
-    hurt = [one for one in layers if one.node not in keep and _noise(one.alone_db, all_db) >= least]
-    kept = [_advice(one, 1 - _noise(one.left_out_db, all_db), hurt=False) for one in keep.values()]
+    shares = {one.node: 1 - _noise(one.left_out_db, all_db) for one in everybody}
+    found = [one for one in everybody if shares[one.node] >= least]
+    keep = [one for one in found if not _explained(one, found, shares, model)]
+    named = {one.node for one in found}
+    hurt = [one for one in layers if one.node not in named and _noise(one.alone_db, all_db) >= least]
+    kept = [_advice(one, shares[one.node], hurt=False) for one in keep]
     harmed = [_advice(one, min(1.0, _noise(one.alone_db, all_db)), hurt=True) for one in hurt]
     return tuple(sorted(kept, key=_by_share)), tuple(sorted(harmed, key=_by_share))
+
+
+def _explained(
+    one: NodeSensitivity, found: Sequence[NodeSensitivity], shares: Mapping[str, float], model: onnx.ModelProto
+) -> bool:
+    """Say whether a later node takes the same error with it."""
+    after, own = _downstream(model, one.node), shares[one.node]
+    same = [other for other in found if other.node in after and own + shares[other.node] > 1]
+    return any(shares[other.node] >= _NEARLY * own for other in same)
+
+
+def _downstream(model: onnx.ModelProto, name: str) -> set[str]:
+    """Name the nodes that depend on one."""
+    found, reached = set(), set[str]()
+    for node in model.graph.node:
+        if node.name == name or reached & set(node.input):
+            reached |= set(node.output)
+            found.add(node.name)
+    return found - {name}
 
 
 def threshold(nodes: int) -> float:

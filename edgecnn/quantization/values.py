@@ -95,15 +95,16 @@ def values_of_weights(name: str, weights: npt.NDArray[np.floating[Any]], node: o
 def input_channels_of(weights: npt.NDArray[np.floating[Any]], node: onnx.NodeProto) -> Channels | None:
     """Compare what a layer multiplies its input channels by, relative to the largest weight of each output channel.
 
-    All weights of an output channel share one step, so that is what a loud input channel costs the others. None for a
-    depthwise convolution, which has one input channel for each output.
+    All weights of an output channel share one step, so that is what a loud input channel costs the others. Here a
+    channel's magnitude is the root mean square over the outputs, for it costs those alone in which it is loud. None for
+    a depthwise convolution, which has one input channel for each output.
     """
     groups = np.abs(_laid_out(weights, node))
     if groups.shape[2] < 2:
         return None
     peaks = groups.max(axis=(2, 3), keepdims=True)
     relative = np.divide(groups, peaks, out=np.zeros_like(groups), where=peaks > 0)
-    return channels_of(relative.max(axis=(1, 3)).ravel())
+    return channels_of(np.sqrt(np.square(relative).mean(axis=(1, 3))).ravel())
 
 
 def channels_of(peaks: Floats) -> Channels | None:

@@ -79,13 +79,17 @@ def _bars(axes: Any, values: Sequence[float | None], base: float, colours: Seque
 
 
 def _histogram(axes: Any, values: Values, title: str, colour: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     axes.axis("on")
     counts = np.array(values.counts)
     width = (values.high - values.low) or 1.0
     edges = np.linspace(values.low, values.low + width, counts.size + 1)
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.7)
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
+    axes.set_ylim(0.5, max(12.0, 2.0 * counts.max()))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.locator_params(axis="x", nbins=5)
     axes.tick_params(labelsize=6, pad=1)
     axes.set_title(title, fontsize=7, pad=2)
     for end in values.clip or ():
