@@ -88,7 +88,7 @@ def export_bundle(
                 "parity": msgspec.to_builtins(report),
                 "latency": latency,
                 "test_accuracy": msgspec.to_builtins(metrics.test_accuracy),
-                "forced": list(failures(report)) if options.force else [],
+                "forced": [*_refused(exported), *failures(report)] if options.force else [],
             },
         )
         writer.finish(manifest)
@@ -105,6 +105,11 @@ def failures(report: ParityReport) -> list[str]:
     return found
 
 
+def _refused(exported: dict[str, Exported]) -> list[str]:
+    """List why exporters would have refused their artifacts, had they not been forced."""
+    return [f"{name} {reason}" for name, one in exported.items() for reason in one.details.get("forced", [])]
+
+
 def _calibration(dataset: Dataset, seed: int) -> Pixels:
     """Choose training images, never test images, evenly at random."""
     count = min(CALIBRATION_IMAGES, len(dataset.train))
@@ -117,7 +122,9 @@ def _validation(dataset: Dataset, seed: int) -> tuple[Pixels, npt.NDArray[np.int
 
     What a net loses by rounding shows on images it was trained on too, and a handful of images would show nothing.
     """
-    parts = [(dataset.val.take(np.arange(len(dataset.val))[:VALIDATION_IMAGES]), dataset.val.labels[:VALIDATION_IMAGES])]
+    parts = [
+        (dataset.val.take(np.arange(len(dataset.val))[:VALIDATION_IMAGES]), dataset.val.labels[:VALIDATION_IMAGES])
+    ]
     count = min(VALIDATION_IMAGES - len(parts[0][1]), len(dataset.train))
     if count > 0:
         chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train), count, replace=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,18 +59,30 @@ def run_folder(shared_tmp: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_folder(shared_tmp: Path, run_folder: Path) -> Path:
-    """Return the bundle of `run_folder`, exported for any CPU. Read only: copy it before changing it."""
+    """Return the bundle of `run_folder`, exported for any CPU, int8 throughout. Read only: copy it before changing it."""
 
     def make(folder: Path) -> None:
+        from steady import steady_races
+
         from edgecnn.assemble import ExportOptions, export_bundle
         from edgecnn.runs import open_run_data, read_run
 
         config, metrics = read_run(run_folder)
         # A net this small may lose more than a point: what it loses is not what these tests are about.
         options = ExportOptions(max_drop=0.2)
-        export_bundle(run_folder, config, metrics, open_run_data(config), folder, options)
+        with steady_races():
+            export_bundle(run_folder, config, metrics, open_run_data(config), folder, options)
 
     return made_once(shared_tmp, "bundle", make)
+
+
+@pytest.fixture
+def steady() -> Iterator[None]:
+    """Export without a stopwatch: every layer in int8, and faster than float."""
+    from steady import steady_races
+
+    with steady_races():
+        yield
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +18,25 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from steady import layers_in_float, steady_races
 
 from edgecnn.bundle import Bundle
-from edgecnn.errors import CheckpointError, ExportError
+from edgecnn.errors import CheckpointError, ExportError, UsageError, VerdictError
 from edgecnn.exporter import Exported, ExportRequest
-from edgecnn.spec import Preprocess, Target
-from edgecnn_exporters import onnx_int8
-from edgecnn_exporters.fusion import fusion_report
-from edgecnn_exporters.onnx import OnnxExporter, check_signature
+from edgecnn.quantization import run
+from edgecnn.quantization.fusion import prove_fusion
+from edgecnn.quantization.gate import judge
+from edgecnn.quantization.recipe import Recipe
+from edgecnn.spec import Preprocess, Target, Tolerance
+from edgecnn_exporters.onnx import OnnxExporter, check_like, check_signature
+from edgecnn_exporters.onnx_fp16 import OnnxFp16Exporter
 from edgecnn_exporters.onnx_int8 import OnnxInt8Exporter
 
 OPSETS = (18, 21)
 TARGETS: tuple[Target, ...] = ("any", "x86-64", "x86-64-vnni", "arm64")
 CONVOLUTIONS = 2  # of the fixture's network: two widths, depth 1
+LAYERS = CONVOLUTIONS + 1
+LOOSE = Tolerance(max_drop=0.9)  # the goldens are few, and what a small net loses is not what these tests are about
 
 
 @pytest.fixture(scope="module")
@@ -255,22 +262,18 @@ def test_exporting_again_gives_the_same_file_in_silence(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("exporter", [OnnxInt8Exporter(), OnnxFp16Exporter()], ids=["int8", "fp16"])
 def test_quantizing_is_silent(
-    exports: dict[int, Exported],
-    checkpoint: Path,
-    calibration: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    exporter: OnnxInt8Exporter | OnnxFp16Exporter, request_for: RequestFor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What the quantizer has to say about itself stays off stdout and stderr, and one file is left."""
-    monkeypatch.setattr(onnx_int8, "measure_latency", stopwatch(200.0))
-    written = {"fp32": exports[18].path}
-    OnnxInt8Exporter().export(
-        ExportRequest(checkpoint=checkpoint, folder=tmp_path, calibration=calibration, written=written)
-    )
+    """What the quantizer has to say about itself stays off stdout and stderr, progress is told, and one file is left."""
+    told: list[str] = []
+    request = request_for(say=told.append)
+    exporter.export(request)
     assert capfd.readouterr() == ("", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+    assert told
+    assert [path.name for path in request.folder.iterdir()] == [f"{exporter.artifact}.onnx"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors"], ids=["missing", "empty", "foreign"])
@@ -355,40 +358,42 @@ def test_an_export_that_is_not_what_was_asked_for_is_refused(
 Int8 = Callable[[Target, bool], Exported]
 
 
-def stopwatch(float_first_us: float) -> Callable[..., dict[str, SimpleNamespace]]:
-    """Make a latency measurement that finds 100 us for int8 throughout and as told for the first layer in float."""
+class RequestFor(Protocol):
+    """Makes a request to quantize the fp32 export, into a folder of its own unless told where."""
 
-    def measure(sessions: Mapping[str, Any], feeds: Any, seconds: float) -> dict[str, SimpleNamespace]:
-        assert set(sessions) == {"False", "True"}
-        return {"False": SimpleNamespace(p50_us=100.0), "True": SimpleNamespace(p50_us=float_first_us)}
-
-    return measure
+    def __call__(self, **changes: Any) -> ExportRequest: ...
 
 
 @pytest.fixture(scope="module")
-def int8(
+def request_for(
     exports: dict[int, Exported],
     checkpoint: Path,
     calibration: npt.NDArray[np.uint8],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Int8:
-    """Return what quantizes for a target, once, with the first convolution in int8 or, as that is cheaper, in float."""
+) -> RequestFor:
+    def make(**changes: Any) -> ExportRequest:
+        request = ExportRequest(
+            checkpoint=checkpoint,
+            folder=tmp_path_factory.mktemp("quantized"),
+            calibration=calibration,
+            written={"fp32": exports[18].path},
+            tolerance=LOOSE,
+        )
+        return dataclasses.replace(request, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def int8(request_for: RequestFor) -> Int8:
+    """Return what quantizes for a target, once, with the first convolution in int8 or, as that is faster, in float."""
     made: dict[tuple[str, bool], Exported] = {}
 
     def export(target: Target, first_in_float: bool) -> Exported:
         key = (target, first_in_float)
         if key not in made:
-            request = ExportRequest(
-                checkpoint=checkpoint,
-                folder=tmp_path_factory.mktemp("int8"),
-                calibration=calibration,
-                target=target,
-                written={"fp32": exports[18].path},
-            )
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(onnx_int8, "measure_latency", stopwatch(90.0 if first_in_float else 200.0))
-                patch.setattr(onnx_int8, "target_of_host", lambda: target)
-                made[key] = OnnxInt8Exporter().export(request)
+            with steady_races(in_float=(0,) if first_in_float else (), host=target):
+                made[key] = OnnxInt8Exporter().export(request_for(target=target))
         return made[key]
 
     return export
@@ -410,7 +415,7 @@ def test_the_range_of_weights_is_the_targets(target: Target, first_in_float: boo
     """Seven bits where x86 without VNNI may run it, so that 16 bit sums cannot saturate, and eight bits elsewhere."""
     one = int8(target, first_in_float)
     largest = [int(np.abs(array.astype(int)).max()) for array in weights_in_int8(one.path)]
-    assert len(largest) == CONVOLUTIONS + 1 - first_in_float
+    assert len(largest) == LAYERS - first_in_float
     if target in ("any", "x86-64"):
         assert max(largest) <= 64
         assert one.details["recipe"]["reduced_range"] is True
@@ -435,8 +440,11 @@ def test_every_convolution_meant_to_be_int8_is_fused(
     in_float = operators["Conv"] + operators["FusedConv"] + operators["NchwcConv"]
     assert operators["QLinearConv"] == CONVOLUTIONS - first_in_float
     assert in_float == first_in_float
+    assert operators["QGemm"] == 1
     told = one.details["fusion"]
-    assert (told["fused_convolutions"], told["float_convolutions"]) == (CONVOLUTIONS - first_in_float, in_float)
+    assert [layer["int8"] for layer in told["layers"]] == [not first_in_float, True, True]
+    assert [layer["op"] for layer in told["layers"]] == ["Conv", "Conv", "Gemm"]
+    assert told["layers"][0]["why"] == ("left in float on purpose" if first_in_float else None)
     assert told["operators"] == dict(operators)
 
 
@@ -462,19 +470,23 @@ def test_pixels_are_the_first_quantized_tensor(target: Target, int8: Int8, prepr
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_first_convolution_in_float_keeps_its_normalisation(target: Target, int8: Int8) -> None:
-    """Float first: the image is cast and normalised in float, and neither it nor the weights are quantized before."""
+def test_a_first_convolution_in_float_reads_pixels_too(target: Target, int8: Int8, preprocess: Preprocess) -> None:
+    """Float first: the image is dequantized by the normalisation's scale for each row, and the weights are as exported.
+
+    With a single scale ONNX Runtime would round those weights itself.
+    """
     graph = onnx.load(str(int8(target, True).path)).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     conv = next(node for node in graph.node if node.op_type == "Conv")
     assert arrays[conv.input[1]].dtype == np.float32
-    name, chain = conv.input[0], []
-    while name in makers:
-        chain.append(makers[name].op_type)
-        name = makers[name].input[0]
-    assert name == "image"
-    assert sorted(chain) == ["Cast", "Mul", "Sub", "Transpose"]
+    dequantize = makers[conv.input[0]]
+    assert dequantize.op_type == "DequantizeLinear"
+    assert [attribute.i for attribute in dequantize.attribute if attribute.name == "axis"] == [2]
+    np.testing.assert_array_equal(arrays[dequantize.input[1]], np.full(8, preprocess.scale, np.float32))
+    np.testing.assert_array_equal(arrays[dequantize.input[2]], np.full(8, preprocess.zero_point, np.uint8))
+    transpose = makers[dequantize.input[0]]
+    assert (transpose.op_type, list(transpose.input)) == ("Transpose", ["image"])
     (activation,) = [node for node in graph.node if conv.output[0] in node.input]
     assert activation.op_type == "Relu"
 
@@ -529,34 +541,70 @@ def test_int8_keeps_signature_opset_and_metadata(int8: Int8, exports: dict[int, 
         assert [file.name for file in path.parent.iterdir()] == ["int8.onnx"]
 
 
-@pytest.mark.parametrize(
-    ("float_first_us", "chosen"), [(50.0, True), (100.0, True), (103.0, True), (103.5, False), (200.0, False)]
-)
-def test_the_first_convolution_stays_float_where_that_pays(
-    float_first_us: float, chosen: bool, exports: dict[int, Exported], int8: Int8
-) -> None:
-    """The more accurate placement is taken as long as it costs no more than three percent."""
-    measured = int8("any", False).details["placements"]
-    assert [row["first_convolution_in_float"] for row in measured] == [False, True]
-    assert measured[1]["sqnr_db"] > measured[0]["sqnr_db"]
-    rows = [{**measured[0], "p50_us": 100.0}, {**measured[1], "p50_us": float_first_us}]
-    assert onnx_int8._float_first_pays(rows) is chosen
-    worse = [rows[0], {**rows[1], "sqnr_db": rows[0]["sqnr_db"] - 1}]
-    assert onnx_int8._float_first_pays(worse) is False
-    assert onnx_int8._float_first_pays(rows, timed=False) is True
-    assert onnx_int8._float_first_pays(worse, timed=False) is False
+def as_json(details: dict[str, Any]) -> dict[str, Any]:
+    """Give an account as the manifest holds it."""
+    found: dict[str, Any] = json.loads(json.dumps(details))
+    return found
+
+
+@pytest.mark.parametrize(("others", "level"), [(0.7, True), (0.815, True), (0.82, False), (0.9, False)])
+def test_layers_stay_float_where_that_pays(others: float, level: bool, request_for: RequestFor) -> None:
+    """The most accurate placement is taken that costs no more than two percent of the fastest, which is int8 at 0.8."""
+    with steady_races(slow=others):
+        search = as_json(OnnxInt8Exporter().export(request_for()).details)["search"]
+    by_error = sorted(search["tried"], key=lambda one: one["sqnr_db"])
+    assert search["chosen"] == (by_error[-1] if level else by_error[0])
+    assert (search["chosen"]["floats"] == []) is not level
 
 
 @pytest.mark.parametrize("first_in_float", [False, True])
 def test_the_details_say_which_placement_was_taken(first_in_float: bool, int8: Int8) -> None:
-    """The manifest's details hold the recipe, both measurements and the choice."""
-    details = int8("any", first_in_float).details
-    assert details["first_convolution_in_float"] is first_in_float
-    assert details["recipe"] == {
-        "format": "QDQ", "activations": "uint8", "weights": "int8 per channel", "reduced_range": True,
-        "calibration": "min-max", "calibration_images": 32,
-    }  # fmt: skip
-    json.dumps(details)
+    """The manifest's details hold the recipe, the measurements of what is worth choosing, and the choice."""
+    one = int8("any", first_in_float)
+    details = as_json(one.details)
+    first = onnx.load(str(one.path)).graph.node
+    conv = next(node.name for node in first if node.op_type == "Conv")
+    assert details["recipe"] == {"activations": "uint8", "reduced_range": True, "integer_bias": True}
+    assert (details["calibration_images"], details["evaluated_on"]) == (32, "the float model's own answers")
+    assert details["search"]["chosen"]["floats"] == ([conv] if first_in_float else [])
+    assert details["rungs"][details["best"]]["floats"] == details["search"]["chosen"]["floats"]
+    assert layers_in_float(onnx.load(str(one.path))) == ((0,) if first_in_float else ())
+    assert details["bytes"] == one.path.stat().st_size
+    assert [check["what"] for check in details["gate"]["checks"]] == ["accuracy", "speed", "size"]
+    assert details["forced"] == []
+
+
+def test_the_details_hold_the_front_of_the_placements(int8: Int8) -> None:
+    """Of the placements measured, those are kept that no other one beats in latency, error and size at once."""
+    search = int8("any", True).details["search"]
+    kept = search["tried"]
+    costs = [(one["speed"]["ratio"], -one["sqnr_db"], one["bytes"]) for one in kept]
+    assert search["measured"] >= 5  # of three layers: none, the ends in all combinations, the middle one
+    assert 1 < len(kept) <= search["measured"]
+    assert all(one["front"] for one in kept)
+    assert search["chosen"] in kept
+    for cost in costs:
+        assert not any(other != cost and np.less_equal(other, cost).all() for other in costs)
+
+
+def test_a_whole_climb_fits_into_the_manifest(request_for: RequestFor) -> None:
+    """Every rung that was climbed is told, without its list of single answers, in less than 200 kB."""
+    noise = np.random.default_rng(9).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    request = request_for(tolerance=Tolerance(max_drop=1e-9), target="x86-64", calibration=noise)
+    with steady_races(in_float=(0,), host="x86-64"):
+        details = OnnxInt8Exporter().export(request).details
+    rungs = details["rungs"]
+    names = [rung["name"] for rung in rungs]
+    assert names[:5] == ["min-max", "entropy", "percentile", "mse", "bias correction"]
+    assert names[-1] == "QAT"
+    assert rungs[-1]["note"] == "no training images were given"
+    climbed = [rung for rung in rungs if rung["decisions"] is not None]
+    assert len(climbed) > 4
+    assert all(rung["decisions"]["n"] == 300 and rung["sqnr_db"] > 10 for rung in climbed)
+    assert not any("flips" in rung["decisions"] for rung in climbed)
+    assert rungs[details["best"]] in climbed
+    assert len(details["saturation"]) == LAYERS - 1
+    assert 2000 < len(json.dumps(details)) < 200_000
 
 
 def test_weights_have_a_scale_for_each_channel(int8: Int8) -> None:
@@ -571,103 +619,85 @@ def test_weights_have_a_scale_for_each_channel(int8: Int8) -> None:
         assert arrays[dequantize.input[1]].shape == (arrays[dequantize.input[0]].shape[0],)
 
 
-def test_every_calibration_image_is_used(exports: dict[int, Exported], pixels: npt.NDArray[np.uint8]) -> None:
-    """The reader hands out each calibration image once, in order, in batches, and then nothing more."""
-    many = np.concatenate([pixels, pixels[::-1]])[:70]
-    reader = onnx_int8._Reader(many)
-    batches = []
-    while (batch := reader.get_next()) is not None:
-        assert list(batch) == ["image"]
-        batches.append(batch["image"])
-    assert [len(batch) for batch in batches] == [32, 32, 6]
-    np.testing.assert_array_equal(np.concatenate(batches), many)
-    assert reader.get_next() is None
-
-
-def test_no_calibration_images_is_an_error(exports: dict[int, Exported], checkpoint: Path, tmp_path: Path) -> None:
-    """Without a calibration image there is no int8, and nothing is written."""
-    none = np.zeros((0, 8, 8, 1), dtype=np.uint8)
-    request = ExportRequest(
-        checkpoint=checkpoint, folder=tmp_path, calibration=none, written={"fp32": exports[18].path}
-    )
-    with pytest.raises(ExportError, match="calibration"):
-        OnnxInt8Exporter().export(request)
-    assert not list(tmp_path.iterdir())
-
-
-def test_int8_that_does_not_fuse_is_refused(
-    exports: dict[int, Exported],
-    checkpoint: Path,
-    calibration: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.usefixtures("steady")
+def test_every_calibration_image_is_used(
+    exports: dict[int, Exported], request_for: RequestFor, pixels: npt.NDArray[np.uint8]
 ) -> None:
-    """A file in which ONNX Runtime leaves a convolution in float is refused, with the counts."""
+    """A tensor's range is what it takes over all images, by the standard's evaluator, though the last alone has it."""
+    many = np.concatenate([*[pixels[:32] // 8 + 100] * 2, pixels[:6] // 8 + 100])  # more than two batches
+    many[-1] = pixels[-1] // 2 + np.arange(8, dtype=np.uint8)[:, None, None] * 16  # and the last is the loudest
+    model = onnx.load(str(exports[18].path))
+    relu = next(node for node in model.graph.node if node.op_type == "Relu").output[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(relu, onnx.TensorProto.FLOAT, None))
+    (seen,) = ReferenceEvaluator(model).run([relu], {"image": many})
+    assert seen[-1].max() > 1.1 * seen[:-1].max()
+    graph = onnx.load(str(OnnxInt8Exporter().export(request_for(calibration=many)).path)).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    quantizer = next(
+        node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == conv.output[0]
+    )
+    scale, zero_point = (arrays[name] for name in quantizer.input[1:3])
+    assert zero_point == 0
+    np.testing.assert_allclose(scale * 255, seen.max(), rtol=1e-5)
 
-    def unfused(path: Path) -> dict[str, Any]:
-        return {**fusion_report(path), "fused_convolutions": 1}
 
-    monkeypatch.setattr(onnx_int8, "measure_latency", stopwatch(200.0))
-    monkeypatch.setattr(onnx_int8, "fusion_report", unfused)
-    written = {"fp32": exports[18].path}
-    request = ExportRequest(checkpoint=checkpoint, folder=tmp_path, calibration=calibration, written=written)
-    with pytest.raises(ExportError, match="only 1 of 2 convolutions"):
+@pytest.mark.parametrize("exporter", [OnnxInt8Exporter(), OnnxFp16Exporter()], ids=["int8", "fp16"])
+def test_no_calibration_images_is_an_error(
+    exporter: OnnxInt8Exporter | OnnxFp16Exporter, request_for: RequestFor
+) -> None:
+    """Without a calibration image there is neither int8 nor fp16, and nothing is written."""
+    request = request_for(calibration=np.zeros((0, 8, 8, 1), dtype=np.uint8))
+    with pytest.raises(ExportError, match="training split gave none"):
+        exporter.export(request)
+    assert not list(request.folder.iterdir())
+
+
+@pytest.mark.usefixtures("steady")
+def test_int8_that_does_not_fuse_is_refused(request_for: RequestFor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in which ONNX Runtime leaves a layer in float is refused, forced or not, with the count and the reason."""
+    monkeypatch.setattr(run, "recipe_for", lambda target: Recipe(integer_bias=False))  # which its Gemm does not take
+    request = request_for(force=True)
+    with pytest.raises(ExportError, match=r"only 2 of 3 layers .*\(net\.head: its bias is not quantized\)"):
         OnnxInt8Exporter().export(request)
+    assert not list(request.folder.iterdir())
 
 
 def test_fusion_is_read_from_the_optimised_graph(exports: dict[int, Exported]) -> None:
-    """A float32 file has no fused int8 convolution and all of its convolutions in float."""
-    found = fusion_report(exports[18].path)
-    assert found["fused_convolutions"] == 0
-    assert found["operators"].get("QLinearConv", 0) == 0
-    assert found["float_convolutions"] == CONVOLUTIONS
+    """A float32 file has no layer in int8, and every convolution and the last layer in float."""
+    found = prove_fusion(onnx.load(str(exports[18].path)))
+    assert [layer.int8 for layer in found.layers] == [False] * LAYERS
+    assert found.operators.get("QLinearConv", 0) == 0
+    assert (found.count("Conv", int8=False), found.count("Conv", int8=True)) == (CONVOLUTIONS, 0)
 
 
-def test_fp32_at_opset_21_can_be_quantized_too(
-    exports: dict[int, Exported],
-    checkpoint: Path,
-    calibration: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("steady")
+def test_fp32_at_opset_21_can_be_quantized_too(exports: dict[int, Exported], request_for: RequestFor) -> None:
     """The int8 artifact of a newer opset keeps that opset and fuses as well."""
-    monkeypatch.setattr(onnx_int8, "measure_latency", stopwatch(200.0))
-    written = {"fp32": exports[21].path}
-    request = ExportRequest(checkpoint=checkpoint, folder=tmp_path, calibration=calibration, opset=21, written=written)
-    one = OnnxInt8Exporter().export(request)
+    one = OnnxInt8Exporter().export(request_for(opset=21, written={"fp32": exports[21].path}))
     assert {entry.version for entry in onnx.load(str(one.path)).opset_import if not entry.domain} == {21}
-    assert one.details["fusion"]["fused_convolutions"] == CONVOLUTIONS
+    assert [layer["int8"] for layer in one.details["fusion"]["layers"]] == [True] * LAYERS
 
 
-def test_another_targets_placement_is_decided_by_error_alone(
-    exports: dict[int, Exported],
-    checkpoint: Path,
-    calibration: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_targets_placement_is_decided_by_error_alone(request_for: RequestFor) -> None:
     """What this machine's clock says does not decide for a target that it is not, and the details say so."""
-    monkeypatch.setattr(onnx_int8, "measure_latency", stopwatch(200.0))
-    monkeypatch.setattr(onnx_int8, "target_of_host", lambda: "x86-64")
-    written = {"fp32": exports[18].path}
     found = {}
-    for target in ("arm64", "any"):
-        folder = tmp_path / target
-        folder.mkdir()
-        request = ExportRequest(
-            checkpoint=checkpoint, folder=folder, calibration=calibration, target=target, written=written
-        )
-        found[target] = OnnxInt8Exporter().export(request).details
-    assert found["arm64"]["first_convolution_in_float"] is True
-    assert found["arm64"]["placed_by"].startswith("error alone")
-    assert found["any"]["first_convolution_in_float"] is False
-    assert found["any"]["placed_by"] == "error and latency"
+    for target in ("x86-64", "any"):
+        with steady_races(host="arm64"):
+            one = OnnxInt8Exporter().export(request_for(target=target))
+        found[target] = (layers_in_float(onnx.load(str(one.path))), one.details)
+    floats, details = found["x86-64"]
+    assert floats == (0,)
+    assert details["search"]["reason"].startswith("by error alone")
+    assert details["speed"] is details["search"]["chosen"]["speed"] is None
+    assert "this machine is arm64" in details["gate"]["checks"][1]["reason"]
+    floats, details = found["any"]
+    assert floats == ()
+    assert details["search"]["chosen"]["speed"]["ratio"] == 0.8
 
 
-def test_a_net_of_one_convolution_has_it_in_int8(tmp_path: Path, calibration: npt.NDArray[np.uint8]) -> None:
-    """Of a single convolution none is left in float, for nothing would be left in int8."""
-    import torch
-
+def test_a_net_of_one_convolution_is_quantized(tmp_path: Path, calibration: npt.NDArray[np.uint8]) -> None:
+    """Where a convolution and the last layer are all there is both can be in int8, and the file is smaller all the same."""
     from edgecnn.nets import build_net
     from edgecnn.nets.compact import compact_config
     from edgecnn.training.checkpoint import Header, save_checkpoint
@@ -678,33 +708,145 @@ def test_a_net_of_one_convolution_has_it_in_int8(tmp_path: Path, calibration: np
     net = build_net(model, preprocess, 3).eval()
     file = tmp_path / "one.safetensors"
     save_checkpoint(file, net, Header(model=model, preprocess=preprocess, labels=("a", "b", "c")))
-    request = ExportRequest(checkpoint=file, folder=tmp_path, calibration=calibration)
+    request = ExportRequest(checkpoint=file, folder=tmp_path, calibration=calibration, tolerance=LOOSE)
     written = {"fp32": OnnxExporter().export(request).path}
-    request = ExportRequest(checkpoint=file, folder=tmp_path, calibration=calibration, written=written)
-    details = OnnxInt8Exporter().export(request).details
-    assert details["first_convolution_in_float"] is False
-    assert details["fusion"]["fused_convolutions"] == 1
-    assert details["opset"] == 18
+    with steady_races():
+        one = OnnxInt8Exporter().export(dataclasses.replace(request, written=written))
+    assert layers_in_float(onnx.load(str(one.path))) == ()
+    assert [layer["int8"] for layer in one.details["fusion"]["layers"]] == [True, True]
+    assert one.path.stat().st_size < written["fp32"].stat().st_size
 
 
+def test_int8_that_is_not_smaller_is_refused(request_for: RequestFor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file as large as the float one is refused with both sizes, for any target, unless forced."""
+    monkeypatch.setattr(run, "judge", lambda decisions, speed, here, before, after: judge(decisions, speed, here, after, after))  # fmt: skip
+    request = request_for()
+    with steady_races(), pytest.raises(VerdictError, match=r"int8 for any does not pay: size: [\d,]+ bytes, 1\.000 of"):
+        OnnxInt8Exporter().export(request)
+    assert not list(request.folder.iterdir())
+    with steady_races():
+        details = OnnxInt8Exporter().export(dataclasses.replace(request, force=True)).details
+    assert [reason.partition(":")[0] for reason in details["forced"]] == ["size"]
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(1.2, "1.200"), (1.0, "1.000")])
+def test_int8_that_is_not_faster_is_refused(ratio: float, told: str, request_for: RequestFor) -> None:
+    """Made for this very machine and slower on it, or not surely faster, it is refused with the figures unless forced."""
+    request = request_for(target="arm64")
+    with steady_races(ratio=ratio, host="arm64"), pytest.raises(VerdictError) as caught:
+        OnnxInt8Exporter().export(request)
+    assert re.search(
+        rf"int8 for arm64 does not pay: speed: it takes {told} of .*not faster; .*--force", str(caught.value)
+    )
+    assert caught.value.exit_code == 3
+    assert not list(request.folder.iterdir())
+    with steady_races(ratio=ratio, host="arm64"):
+        details = OnnxInt8Exporter().export(dataclasses.replace(request, force=True)).details
+    assert len(details["forced"]) == 1
+    assert details["forced"][0].startswith(f"speed: it takes {told} of the float model's time")
+    assert details["speed"]["ratio"] == ratio
+
+
+@pytest.mark.parametrize("target", ["any", "x86-64"])
+def test_what_is_slow_here_and_made_for_elsewhere_is_written(target: Target, request_for: RequestFor) -> None:
+    """A target that this machine is not, or may not be, is not refused for its latency here, and nothing was forced."""
+    with steady_races(ratio=1.2, host="arm64"):
+        details = OnnxInt8Exporter().export(request_for(target=target, force=True)).details
+    assert details["gate"]["checks"][1]["verdict"] == "NOT MEASURED"
+    assert details["forced"] == []
+
+
+def test_int8_for_cuda_is_refused(request_for: RequestFor) -> None:
+    """The CUDA provider has no int8 convolutions: the refusal says so, and what to export instead."""
+    request = request_for(target="cuda", force=True)
+    with pytest.raises(
+        UsageError, match=r"no int8 convolutions; use --exporter onnx --exporter onnx-fp16, or --target"
+    ):
+        OnnxInt8Exporter().export(request)
+    assert not list(request.folder.iterdir())
+
+
+def test_tensorrt_gets_symmetric_int8(
+    request_for: RequestFor, exports: dict[int, Exported], pixels: npt.NDArray[np.uint8]
+) -> None:
+    """For TensorRT every zero point is an int8 zero, weights have eight bits, biases are float, and answers are right."""
+    with steady_races(host="x86-64-vnni"):
+        one = OnnxInt8Exporter().export(request_for(target="tensorrt"))
+    assert (one.target, one.precision) == ("tensorrt", "int8")
+    assert one.details["fusion"] is None  # ONNX Runtime's CPU kernels prove nothing for it
+    model = onnx.load(str(one.path))
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 2 * LAYERS
+    for node in pairs:
+        zero_point = arrays[node.input[2]]
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == LAYERS
+    for node in layers:
+        assert arrays[node.input[2]].dtype == np.float32
+        assert np.abs(arrays[makers[node.input[1]].input[0]].astype(int)).max() == 127
+    converted = onnx.version_converter.convert_version(model, 19)
+    logits = ReferenceEvaluator(converted).run(["logits"], {"image": pixels[:32]})[0]
+    exact = ReferenceEvaluator(str(exports[18].path)).run(["logits"], {"image": pixels[:32]})[0]
+    assert 0 < np.sqrt(np.square(logits - exact).mean() / np.square(exact).mean()) < 0.1
+
+
+@pytest.mark.parametrize(("target", "told"), [("cuda", "cuda"), ("any", "any"), ("arm64", "any")])
+def test_fp16_is_for_cuda_and_near_float32(
+    target: Target, told: str, request_for: RequestFor, exports: dict[int, Exported], pixels: npt.NDArray[np.uint8]
+) -> None:
+    """Weights are float16, half the size; pixels go in, float32 logits come out, and differ by float16's rounding."""
+    one = OnnxFp16Exporter().export(request_for(target=target))
+    assert (one.target, one.precision, one.path.name) == (told, "fp16", "fp16.onnx")
+    model, source = (onnx.load(str(path)) for path in (one.path, exports[18].path))
+    weights = [tensor for tensor in model.graph.initializer if tensor.dims and len(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in weights if "weight" in tensor.name} == {onnx.TensorProto.FLOAT16}
+    assert one.path.stat().st_size < 0.8 * exports[18].path.stat().st_size
+    assert list(model.graph.input) == list(source.graph.input)
+    assert properties(one.path) == properties(exports[18].path)
+    exact = logits_of(exports[18].path, pixels)
+    error = np.abs(logits_of(one.path, pixels) - exact).max() / np.abs(exact).max()
+    assert 0 < error < 2**-8
+    details = one.details
+    assert (details["precision"], details["gate"]["checks"][1]["verdict"]) == ("fp16", "NOT MEASURED")
+    assert "flips" not in details["decisions"]
+
+
+def drop_labels(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 9
+
+
+@pytest.mark.parametrize("change", [change_name, change_dtype, change_opset, drop_output, drop_labels])
+def test_a_file_unlike_its_source_is_refused(
+    change: Callable[[onnx.ModelProto], None], exports: dict[int, Exported]
+) -> None:
+    """Bytes made from the fp32 file that differ in a name, a type, the opset or the classes are refused."""
+    source = onnx.load(str(exports[21].path))
+    check_like(source.SerializeToString(), source)
+    changed = onnx.load(str(exports[21].path))
+    change(changed)
+    with pytest.raises(ExportError):
+        check_like(changed.SerializeToString(), source)
+
+
+@pytest.mark.usefixtures("steady")
 def test_images_that_are_never_black_nor_white_are_no_obstacle(
-    checkpoint: Path, calibration: npt.NDArray[np.uint8], preprocess: Preprocess, tmp_path: Path
+    request_for: RequestFor, exports: dict[int, Exported], calibration: npt.NDArray[np.uint8], preprocess: Preprocess
 ) -> None:
     """Calibration on dull images leaves every convolution in int8, and the first one's bias on the image's own scale."""
     dull = (calibration // 3 + 60).astype(np.uint8)
-    folder = tmp_path / "fp32"
-    folder.mkdir()
-    OnnxExporter().export(ExportRequest(checkpoint=checkpoint, folder=folder, calibration=dull))
-    path = tmp_path / "int8.onnx"
-    onnx_int8.quantize(folder / "fp32.onnx", path, dull, preprocess, True, False)
-    assert fusion_report(path)["fused_convolutions"] == CONVOLUTIONS
-    model = onnx.load(path)
+    one = OnnxInt8Exporter().export(request_for(calibration=dull))
+    assert [layer["int8"] for layer in one.details["fusion"]["layers"]] == [True] * LAYERS
+    model = onnx.load(one.path)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     bias, weight = makers[first.input[2]], makers[first.input[1]]
     assert np.array_equal(arrays[bias.input[1]], np.float32(preprocess.scale) * arrays[weight.input[1]])
-    exact = onnx.load(folder / "fp32.onnx")
+    exact = onnx.load(exports[18].path)
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in exact.graph.initializer}
     wanted = floats[next(node for node in exact.graph.node if node.op_type == "Conv").input[2]]
     assert np.allclose(arrays[bias.input[0]] * arrays[bias.input[1]], wanted, atol=2 * arrays[bias.input[1]].max())

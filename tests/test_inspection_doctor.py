@@ -146,8 +146,7 @@ def test_a_bundle_is_described(bundle_folder: Path) -> None:
     side = manifest["preprocess"]
     assert found["normalisation"] == f"{side['scale']:.6g} * (pixel - {side['zero_point']}), in the graph"
     assert {"  onnxruntime:fp32", "  onnxruntime:int8", "  latency fp32", "  latency int8"} <= set(found)
-    fusion = manifest["artifacts"]["int8"]["details"]["fusion"]
-    assert found["  int8 fused"].startswith(f"{fusion['fused_convolutions']} convolutions in int8")
+    assert found["  int8 fused"] == "3 layers in int8, 0 in float"  # two convolutions and the linear layer
     assert found == json.loads(json.dumps(inspect_bundle(bundle_folder)))
 
 

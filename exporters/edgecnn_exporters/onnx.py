@@ -154,6 +154,24 @@ def check_signature(model: onnx.ModelProto, opset: int, shape: tuple[int, int, i
         raise ExportError(f"the exporter left {', '.join(unfolded)} in the graph, which belongs to training")
 
 
+def check_like(data: bytes, source: onnx.ModelProto) -> None:
+    """Hold the bytes of a file made from one of this exporter's to that one's signature and opset.
+
+    Raises:
+        ExportError: they differ in something.
+    """
+    import msgspec
+    import onnx
+
+    from edgecnn.spec import Preprocess
+
+    properties = {entry.key: entry.value for entry in source.metadata_props}
+    preprocess = msgspec.json.decode(properties["edgecnn.preprocess"], type=Preprocess)
+    opset = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
+    classes = len(json.loads(properties["edgecnn.labels"]))
+    check_signature(onnx.ModelProto.FromString(data), opset, preprocess.shape, classes)
+
+
 def _signature(value: Any) -> tuple[str, int, str, tuple[int, ...]]:
     tensor = value.type.tensor_type
     first, *rest = tensor.shape.dim

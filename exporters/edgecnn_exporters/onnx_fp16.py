@@ -6,7 +6,7 @@ import msgspec
 
 from edgecnn.errors import ExportError
 from edgecnn.exporter import Exported, ExportRequest
-from edgecnn_exporters.onnx import INPUT
+from edgecnn_exporters.onnx import INPUT, check_like
 
 _INSTALL = "pip install 'edgecnn[cpu,train]'"
 
@@ -22,10 +22,14 @@ class OnnxFp16Exporter:
     def export(self, request: ExportRequest) -> Exported:
         """Write `fp16.onnx`, judged on the CPU, which computes it in float32 between casts.
 
+        It is for CUDA, and loads anywhere: asked for a CPU's artifacts, it is one for any machine.
+
         Raises:
-            ExportError: there are no images to judge it by.
+            ExportError: there are no images to judge it by, or what was made has another signature.
             QuantizationError: a weight does not fit into float16.
         """
+        import onnx
+
         from edgecnn.quantization.feeds import from_arrays
         from edgecnn.quantization.run import QuantizeOptions, quantize_model
         from edgecnn.quantization.source import read_source
@@ -37,9 +41,13 @@ class OnnxFp16Exporter:
         if request.validation is not None and len(request.validation[1]):
             judged = from_arrays({INPUT: request.validation[0]}, request.validation[1])
         options = QuantizeOptions(target="cuda", precision="fp16", tolerance=request.tolerance)
-        model, report = quantize_model(read_source(request.written["fp32"]), calibration, judged, options)
+        model, report = quantize_model(
+            read_source(request.written["fp32"]), calibration, judged, options, say=request.say
+        )
         path = request.folder / "fp16.onnx"
         path.write_bytes(model.SerializeToString())
+        check_like(path.read_bytes(), onnx.load(str(request.written["fp32"])))
         details = msgspec.to_builtins(report)
         del details["host"], details["decisions"]["flips"]
-        return Exported(path=path, format="onnx", precision="fp16", target="cuda", details=details)
+        target = request.target if request.target in ("cuda", "tensorrt") else "any"
+        return Exported(path=path, format="onnx", precision="fp16", target=target, details=details)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgecnn.errors import ExportError, VerdictError
+from edgecnn.errors import ExportError, UsageError, VerdictError
 from edgecnn.exporter import Exported, ExportRequest
 from edgecnn.parity import Verdict
-from edgecnn.spec import Preprocess
-from edgecnn_exporters.onnx import INPUT, check_signature
+from edgecnn_exporters.onnx import INPUT, check_like
 
 if TYPE_CHECKING:
     from edgecnn.quantization.fusion import Fusion
+    from edgecnn.quantization.gate import Gate
     from edgecnn.quantization.run import Report
 
 _INSTALL = "pip install 'edgecnn[cpu,train]'"
@@ -35,6 +34,7 @@ class OnnxInt8Exporter:
         judge later, when the bundle is checked.
 
         Raises:
+            UsageError: the target is CUDA.
             ExportError: there are no calibration images, or not every layer meant to be int8 is.
             VerdictError: it is not faster where its target is this machine, or not smaller, and not forced.
         """
@@ -44,6 +44,11 @@ class OnnxInt8Exporter:
         from edgecnn.quantization.run import QuantizeOptions, quantize_model
         from edgecnn.quantization.source import read_source
 
+        if request.target == "cuda":
+            raise UsageError(
+                "--target cuda: ONNX Runtime's CUDA provider has no int8 convolutions; use --exporter onnx --exporter "
+                "onnx-fp16, or --target tensorrt"
+            )
         if not len(request.calibration):
             raise ExportError("int8 needs calibration images, and the training split gave none")
         source = read_source(request.written["fp32"])
@@ -56,15 +61,27 @@ class OnnxInt8Exporter:
         model, report = quantize_model(source, calibration, judged, options, train=train, say=request.say)
         if report.fusion is not None:
             check_fusion(report.fusion, set(report.rungs[report.best].floats))
-        refused = [check for check in report.gate.checks if check.what != "accuracy" and check.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)]  # fmt: skip
+        refused = refusals(report.gate)
         if refused and not request.force:
-            reasons = "; ".join(f"{check.what}: {check.reason}" for check in refused)
-            raise VerdictError(f"int8 for {request.target} does not pay: {reasons}; leave it out by --exporter onnx, or --force it")  # fmt: skip
+            raise VerdictError(
+                f"int8 for {request.target} does not pay: {'; '.join(refused)}; leave it out by --exporter onnx, or "
+                "--force it"
+            )
         path = request.folder / "int8.onnx"
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString())
-        _check(path.read_bytes(), onnx.load(str(request.written["fp32"])))
-        return Exported(path=path, format="onnx", precision="int8", target=request.target, details=_details(report))
+        check_like(path.read_bytes(), onnx.load(str(request.written["fp32"])))
+        details = {**_details(report), "forced": refused}
+        return Exported(path=path, format="onnx", precision="int8", target=request.target, details=details)
+
+
+def refusals(gate: Gate) -> list[str]:
+    """Say, one sentence each, what forbids to write the file: that it is not faster, or not smaller.
+
+    Accuracy is judged on test images, when the bundle is checked.
+    """
+    bad = (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    return [f"{one.what}: {one.reason}" for one in gate.checks if one.what != "accuracy" and one.verdict in bad]
 
 
 def check_fusion(fusion: Fusion, floats: set[str]) -> None:
@@ -81,17 +98,6 @@ def check_fusion(fusion: Fusion, floats: set[str]) -> None:
             f"int8: only {fused} of {fused + len(stayed)} layers run in int8 in ONNX Runtime's optimised graph "
             f"({reasons}); this file would be slower than fp32"
         )
-
-
-def _check(data: bytes, source: Any) -> None:
-    """Hold the file as written to the signature of the float one."""
-    import onnx
-
-    properties = {entry.key: entry.value for entry in source.metadata_props}
-    preprocess = msgspec.json.decode(properties["edgecnn.preprocess"], type=Preprocess)
-    opset = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
-    classes = len(json.loads(properties["edgecnn.labels"]))
-    check_signature(onnx.ModelProto.FromString(data), opset, preprocess.shape, classes)
 
 
 def _details(report: Report) -> dict[str, Any]:
