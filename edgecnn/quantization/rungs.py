@@ -63,14 +63,13 @@ class Remedy(NamedTuple):
 
 
 def remedies() -> list[Remedy]:
-    """List the rungs above min-max, in the order in which they are tried."""
+    """List the rungs above min-max, in the order in which they are tried.
+
+    Biases come after equalization, as in Nagel et al. 2019: what makes up for clipped channels would be wrong once they
+    are clipped no more.
+    """
     ranges = [Remedy(method, _by_method(method)) for method in METHODS if method != "min-max"]
-    return [
-        *ranges,
-        Remedy("bias correction", _bias_correction),
-        Remedy("equalization", _equalization),
-        Remedy("equalization and bias correction", _equalization_and_correction),
-    ]
+    return [*ranges, Remedy("equalization", _equalization), Remedy("bias correction", _bias_correction)]
 
 
 def _by_method(method: Method) -> Callable[[Workshop, Attempt], Attempt | str]:
@@ -91,6 +90,7 @@ def _bias_correction(workshop: Workshop, best: Attempt) -> Attempt | str:
 
 
 def _equalization(workshop: Workshop, best: Attempt) -> Attempt | str:
+    """Equalize, and choose the ranges anew: those that clipped the loudest channels best may clip all of them now."""
     from edgecnn.quantization.equalization import equalize, tensors_between
 
     wanted = dict.fromkeys([*activation_tensors(best.model), *tensors_between(best.model)])
@@ -103,12 +103,11 @@ def _equalization(workshop: Workshop, best: Attempt) -> Attempt | str:
     done = equalize(best.model, activations=between)  # type: ignore[arg-type]  # those that are None were left out
     if not done.pairs:
         return "no two layers can be equalized: none follows another through ReLU or pooling alone"
-    return replace(best, model=done.model, ranges=workshop.ranges(done.model, best.method))
-
-
-def _equalization_and_correction(workshop: Workshop, best: Attempt) -> Attempt | str:
-    equal = _equalization(workshop, best)
-    return equal if isinstance(equal, str) else _bias_correction(workshop, equal)
+    tried = [
+        replace(best, model=done.model, ranges=workshop.ranges(done.model, method), method=method) for method in METHODS
+    ]
+    errors = [workshop.yardstick.sqnr_db(one.build(workshop.recipe)) for one in tried]
+    return tried[max(range(len(errors)), key=errors.__getitem__)]
 
 
 def float_layers(workshop: Workshop, best: Attempt) -> Iterator[tuple[str, Attempt]]:
