@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import onnx
 
 from edgecnn.quantization.graph import layers_of
+from edgecnn.quantization.profile import layer_times
 from edgecnn.quantization.qdq import quantize
 from edgecnn.quantization.race import Speed, race
 from edgecnn.quantization.recipe import Recipe
@@ -17,10 +18,11 @@ from edgecnn.spec import Frozen
 
 Floats = frozenset[str]
 _GENERATIONS = 3
-_SECONDS = 0.35  # of timing a candidate, where it is not beaten before
+_SECONDS = 0.25  # of timing a candidate, where it is not beaten before
 _PARENTS = 4  # placements that the next generation is made from
 _DEEPEST = 4  # leading convolutions that are left in float together, at the most
 _MOST = 48  # candidates of one generation
+_THRESHOLDS = 8  # placements that the profiler suggests, about
 _SAME = 0.02  # latencies that differ by less are the same: then the error decides
 _CLEARLY_DB = 1.0  # of error that a layer in float must save where latency is not measured
 _LEVEL_DB = 0.5  # of error that a faster placement may lose against all layers in int8
@@ -65,7 +67,7 @@ def search_placement(
     """
     layers = [layer.node for layer in layers_of(model)]
     known: dict[Floats, Placement] = {}
-    wanted: Iterable[Floats] = _first_generation(model)
+    wanted: Iterable[Floats] = [*_first_generation(model), *(_by_profile(model, ranges, recipe, yardstick) if measured else ())]  # fmt: skip
     for generation in range(_GENERATIONS if measured else 1):
         fresh = [floats for floats in dict.fromkeys(wanted) if floats not in known and len(floats) < len(layers)][
             :_MOST
@@ -87,6 +89,24 @@ def _first_generation(model: onnx.ModelProto) -> list[Floats]:
     last = layers[-1].node
     leading = [frozenset(convolutions[:count]) for count in range(max(0, min(_DEEPEST, len(convolutions) - 1)) + 1)]
     return [*leading, *(floats | {last} for floats in leading), *(frozenset({layer.node}) for layer in layers)]
+
+
+def _by_profile(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], recipe: Recipe, yardstick: Yardstick
+) -> list[Floats]:
+    """Leave in float what the profiler saw gain less than a threshold by int8, for a range of thresholds.
+
+    Where most of a net does not gain, as in one full of HardSwish, this begins from the float side.
+    """
+    floating, quantized = (layer_times(one, yardstick.one()) for one in (model, quantize(model, ranges, recipe)))
+    gains = {node: time - quantized[node] for node, time in floating.items() if node in quantized}
+    thresholds = sorted({0.0, *_quantiles(gains.values())})
+    return [frozenset(node for node, gain in gains.items() if gain < threshold) for threshold in thresholds]
+
+
+def _quantiles(values: Collection[float]) -> list[float]:
+    ordered = sorted(value for value in values if value > 0)
+    return [ordered[len(ordered) * step // _THRESHOLDS] for step in range(_THRESHOLDS)] if ordered else []
 
 
 def _next_generation(parents: list[Placement]) -> list[Floats]:

@@ -14,6 +14,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from edgecnn.errors import QuantizationError
 from edgecnn.quantization.graph import WEIGHTED, layers_of, makers, readers, weights_of
+from edgecnn.quantization.islands import stranded
 from edgecnn.quantization.pixels import feed_pixels
 from edgecnn.quantization.recipe import Recipe
 from edgecnn.quantization.shield import shield
@@ -57,7 +58,7 @@ def quantize(
     Raises:
         QuantizationError: ONNX Runtime's quantizer refused the graph, or nothing is left to quantize.
     """
-    excluded = [*_around(model), *with_activations(model, floats)]
+    excluded = list(dict.fromkeys([*_around(model), *with_activations(model, floats), *stranded(model, floats)]))
     inside = [node.name for node in model.graph.node if node.op_type in WEIGHTED and node.name not in excluded]
     if not inside:
         raise QuantizationError("no layer is left to quantize: all of them stay in float")

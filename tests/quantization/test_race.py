@@ -154,9 +154,9 @@ def test_rounds_are_bounded_at_both_ends(seconds: float, rounds: int, clock: Clo
     assert race(sessions, "float", {}, seconds)["one"].rounds == rounds
 
 
-def test_a_call_longer_than_a_round_is_timed_once(clock: Clock) -> None:
-    """A session slower than a round's four milliseconds runs once untimed and once timed each round."""
+def test_a_call_longer_than_a_round_is_timed_three_times(clock: Clock) -> None:
+    """A session slower than a round's four milliseconds runs once untimed and three times timed each round."""
     sessions = {"float": Fake(clock, 1.0), "one": Fake(clock, 0.5)}
     found = race(sessions, "float", {}, seconds=0.01)["one"]
     assert found.ratio == pytest.approx(0.5)
-    assert sessions["one"].calls == 3 + 2 * 12
+    assert sessions["one"].calls == 3 + 4 * 12
