@@ -15,6 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
+from steady import steady_races
 
 from edgecnn import assemble, registry
 from edgecnn.assemble import ExportOptions, export_bundle, failures
@@ -29,6 +30,8 @@ from edgecnn.images import Pixels
 from edgecnn.manifest import Manifest
 from edgecnn.parity import ParityReport, Verdict, compare, default_refs
 from edgecnn.runs import Metrics, RunConfig, open_run_data, read_run
+from edgecnn.spec import Tolerance
+from edgecnn_exporters.onnx_int8 import OnnxInt8Exporter
 
 Run = tuple[RunConfig, Metrics, Dataset]
 LOOSE = 0.2
@@ -52,6 +55,7 @@ class Copying:
         self.source = source
         self.fault = fault
         self.requests: list[ExportRequest] = []
+        self.details: dict[str, Any] = {"copied": True}
 
     def export(self, request: ExportRequest) -> Exported:
         self.requests.append(request)
@@ -59,8 +63,9 @@ class Copying:
         shutil.copy(self.source, path)
         if self.fault is not None:
             raise self.fault
-        details = {"copied": True}
-        return Exported(path=path, format="onnx", precision=self.artifact[:4], target=request.target, details=details)
+        return Exported(
+            path=path, format="onnx", precision=self.artifact[:4], target=request.target, details=self.details
+        )
 
 
 Exporters = dict[str, Copying]
@@ -227,6 +232,9 @@ def test_no_exporter_is_handed_a_test_image(good: Made, run: Run) -> None:
         assert set(given) <= train
         assert not set(given) & test
         assert (request.target, request.opset) == ("arm64", 20)
+        assert request.validation is not None
+        assert not {image.tobytes() for image in request.validation[0]} & test
+        assert (request.tolerance.max_drop, request.force) == (LOOSE, False)
     assert exporters["onnx"].requests[0].written == {}
     assert set(exporters["onnx-int8"].requests[0].written) == {"fp32"}
 
@@ -266,11 +274,17 @@ def test_recorded_answers_are_those_of_the_target(
     """Answers recorded for an Arm CPU do not saturate as those of x86 without VNNI do, whatever machine exports."""
     from onnx.reference import ReferenceEvaluator
 
-    from edgecnn_exporters.onnx_int8 import quantize
-
-    path = tmp_path / "full-range.onnx"
-    source, calibration = bundle_folder / "fp32.onnx", assemble._calibration(run[2], 0)
-    quantize(source, path, calibration, run[0].preprocess, reduced=False, first_in_float=False)
+    request = ExportRequest(
+        checkpoint=run_folder,
+        folder=tmp_path,
+        calibration=assemble._calibration(run[2], 0),
+        target="arm64",
+        written={"fp32": bundle_folder / "fp32.onnx"},
+        tolerance=Tolerance(max_drop=LOOSE),
+    )
+    with steady_races(host="arm64"):
+        path = OnnxInt8Exporter().export(request).path
+    path = path.rename(tmp_path / "full-range.onnx")
     exporters["onnx-int8"].source = path
     export(run_folder, run, out, target="arm64")
     goldens = Bundle.open(out).goldens()
@@ -321,6 +335,103 @@ def test_the_cli_exits_with_three_when_parity_fails(run_folder: Path, out: Path,
     assert len(json.loads(forced.stdout)["evidence"]["forced"]) == 1
     shown = invoke("inspect", out)
     assert "onnxruntime:int8 decisions" in next(row for row in shown.stdout.splitlines() if row.startswith("forced"))
+
+
+def test_validation_images_are_never_test_images(run: Run) -> None:
+    """All validation images are taken, then training images with their labels, each once, up to a number."""
+    dataset = run[2]
+    pixels, labels = assemble._validation(dataset, seed=0)
+    known = {image.tobytes(): int(label) for part in (dataset.val, dataset.train) for image, label in zip(part.pixels, part.labels, strict=True)}  # fmt: skip
+    test = {image.tobytes() for image in dataset.test.pixels}
+    assert len(pixels) == len(labels) == len(dataset.val) + len(dataset.train)
+    np.testing.assert_array_equal(pixels[: len(dataset.val)], dataset.val.pixels)
+    assert [known[image.tobytes()] for image in pixels] == labels.tolist()
+    assert not {image.tobytes() for image in pixels} & test
+
+
+def test_validation_images_are_not_without_number(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the number, validation images are cut off, or as many training images are added as it leaves room for."""
+    count = len(run[2].val)
+    for most in (count - 5, count + 7):
+        monkeypatch.setattr(assemble, "VALIDATION_IMAGES", most)
+        pixels, labels = assemble._validation(run[2], seed=0)
+        assert len(pixels) == len(labels) == most
+
+
+@pytest.mark.usefixtures("exporters")
+def test_a_bundle_for_cuda_holds_fp16(run_folder: Path, bundle_folder: Path, out: Path) -> None:
+    """For CUDA the fp16 exporter's artifact goes into the bundle, checked like any other, and nothing was forced."""
+    words = ("--target", "cuda", "--exporter", "onnx", "--exporter", "onnx-fp16", "--max-drop", "20")
+    result = invoke("export", run_folder, "-o", out, *words, "--json")
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads(result.stdout)
+    assert set(manifest["artifacts"]) == {"fp32", "fp16", "checkpoint"}
+    record = manifest["artifacts"]["fp16"]
+    assert (record["precision"], record["target"], record["path"]) == ("fp16", "cuda", "fp16.onnx")
+    cells = {cell["artifact"]: cell for cell in manifest["evidence"]["parity"]["cells"]}
+    assert cells["fp16"]["decisions"]["verdict"] == "PASS"
+    assert manifest["evidence"]["forced"] == []
+    Bundle.open(out).verify()
+    assert (out / "fp16.onnx").stat().st_size < 0.8 * (bundle_folder / "fp32.onnx").stat().st_size
+    assert invoke("inspect", out).exit_code == 0
+
+
+def test_int8_for_cuda_is_one_line(run_folder: Path, out: Path, exporters: Exporters) -> None:
+    """int8 for CUDA is the user's mistake, forced or not, and the line says what to export instead."""
+    del exporters["onnx-int8"]  # the shipped one takes its place
+    for more in ((), ("--force",)):
+        result = invoke("export", run_folder, "-o", out, "--target", "cuda", *more)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.splitlines()[-1] == (
+            "edgecnn: --target cuda: ONNX Runtime's CUDA provider has no int8 convolutions; use --exporter onnx "
+            "--exporter onnx-fp16, or --target tensorrt"
+        )
+        assert beside(out) == set()
+
+
+def test_int8_for_tensorrt_is_written(run_folder: Path, out: Path, exporters: Exporters) -> None:
+    """For TensorRT the bundle's int8 artifact is for TensorRT, by a recipe without zero points."""
+    del exporters["onnx-int8"]
+    with steady_races():
+        result = invoke("export", run_folder, "-o", out, "--target", "tensorrt", "--max-drop", "20", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)["artifacts"]["int8"]
+    assert record["target"] == "tensorrt"
+    assert record["details"]["recipe"] == {"activations": "int8", "reduced_range": False, "integer_bias": False}
+    assert record["details"]["fusion"] is None
+    assert "  int8 fused" not in invoke("inspect", out).stdout
+
+
+def test_int8_that_does_not_pay_ends_with_three(run_folder: Path, out: Path, exporters: Exporters) -> None:
+    """int8 for this machine that is slower on it ends with 3 and nothing written; forced, the manifest has the reason."""
+    del exporters["onnx-int8"]
+    words = ("export", run_folder, "-o", out, "--target", "host", "--max-drop", "20", "--json")
+    with steady_races(ratio=1.2):
+        refused = invoke(*words)
+    assert (refused.exit_code, refused.stdout) == (3, "")
+    line = refused.stderr.splitlines()[-1]
+    assert line.startswith(
+        f"edgecnn: int8 for {target_of_host()} does not pay: speed: it takes 1.200 of the float model's"
+    )
+    assert line.endswith("leave it out by --exporter onnx, or --force it")
+    assert beside(out) == set()
+    with steady_races(ratio=1.2):
+        forced = invoke(*words, "--force")
+    assert forced.exit_code == 0, forced.stderr
+    manifest = json.loads(forced.stdout)
+    (reason,) = manifest["evidence"]["forced"]
+    assert reason.startswith("int8 speed: it takes 1.200 of the float model's time on this machine")
+    assert manifest["artifacts"]["int8"]["details"]["gate"]["checks"][1]["verdict"] == "FAIL"
+    assert "int8 speed" in next(row for row in invoke("inspect", out).stdout.splitlines() if row.startswith("forced"))
+
+
+def test_all_that_was_forced_is_listed(run_folder: Path, run: Run, out: Path, exporters: Exporters) -> None:
+    """What an exporter would have refused and what parity would have refused stand together in the manifest."""
+    exporters["worse-int8"].details = {"forced": ["speed: too slow", "size: too large"]}
+    manifest, _ = export(run_folder, run, out, "onnx", "worse-int8", max_drop=0.01, force=True)
+    forced = manifest.evidence["forced"]
+    assert forced[:2] == ["int8 speed: too slow", "int8 size: too large"]
+    assert [reason.partition(":")[0] for reason in forced[2:]] == ["onnxruntime"]
 
 
 def test_export_reports_on_stdout_and_talks_on_stderr(run_folder: Path, out: Path, exporters: Exporters) -> None:
@@ -410,7 +521,7 @@ def test_the_shipped_int8_exporter_says_what_it_needs(run_folder: Path, out: Pat
 
 def test_an_unknown_exporter_lists_the_known_ones(run_folder: Path, run: Run, out: Path) -> None:
     """A misspelt exporter is an error that names those there are."""
-    with pytest.raises(RegistryError, match="no exporter is called 'onxx'; known: onnx, onnx-int8"):
+    with pytest.raises(RegistryError, match="no exporter is called 'onxx'; known: onnx, onnx-fp16, onnx-int8"):
         export(run_folder, run, out, "onxx")
     assert beside(out) == set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgecnn.exporter import ExportRequest
 from edgecnn.layers import Conv, Depthwise, Dropout, Layer, Linear, ModelConfig, Pool, Residual, UnfitError, trace
 from edgecnn.nets import NetChoice, build_net, choose_net, measure_cost
 from edgecnn.nets.table import measured_rows
-from edgecnn.spec import Preprocess
+from edgecnn.spec import Preprocess, Tolerance
 
 CHOICES = {
     "edge-n": NetChoice(net="edge", size="n"),
@@ -305,14 +306,15 @@ def test_the_last_layer_counts_towards_the_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("name", ["edge-m", "lenet", "resnet8", "depthwise", "compact"])
-def test_every_family_quantizes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every family batch norms fold, every convolution is fused in int8, and int8 gives about what float32 gives."""
+def test_every_family_quantizes(name: str, tmp_path: Path) -> None:
+    """Of every family batch norms fold, every layer is fused in int8, and int8 gives about what float32 gives."""
     from edgecnn.backends.base import open_session
     from edgecnn.spec import Artifact, BackendRef
     from edgecnn.training.checkpoint import Header, save_checkpoint
-    from edgecnn_exporters import onnx_int8
     from edgecnn_exporters.onnx import OnnxExporter
+    from edgecnn_exporters.onnx_int8 import OnnxInt8Exporter
 
     preprocess = Preprocess(height=12, width=12, channels=3, scale=1 / 64, zero_point=128)
     torch.manual_seed(0)
@@ -325,24 +327,31 @@ def test_every_family_quantizes(name: str, tmp_path: Path, monkeypatch: pytest.M
     net.train()(torch.from_numpy((pixels.astype(np.float32) - 128) / 64).permute(0, 3, 1, 2))
     labels = tuple("abcde")
     save_checkpoint(tmp_path / "net", net.eval(), Header(model=config, preprocess=preprocess, labels=labels))
-    request = ExportRequest(checkpoint=tmp_path / "net", folder=tmp_path, calibration=pixels)
+    # A fresh net hardly tells images apart, so answers may change: the error below is what counts here.
+    request = ExportRequest(
+        checkpoint=tmp_path / "net", folder=tmp_path, calibration=pixels, tolerance=Tolerance(max_drop=0.9)
+    )
     fp32 = OnnxExporter().export(request).path
     operators = [node.op_type for node in onnx.load(str(fp32)).graph.node]
     convolutions = sum(isinstance(module, nn.Conv2d) for module in net.modules())
     assert "BatchNormalization" not in operators
     assert operators.count("Conv") == convolutions
-    monkeypatch.setattr(onnx_int8, "_float_first_pays", lambda measured, timed=True: False)
-    request = ExportRequest(checkpoint=tmp_path / "net", folder=tmp_path, calibration=pixels, written={"fp32": fp32})
-    int8 = onnx_int8.OnnxInt8Exporter().export(request)
-    assert int8.details["fusion"]["fused_convolutions"] == convolutions
-    assert int8.details["fusion"]["float_convolutions"] == 0
+    linear = sum(isinstance(module, nn.Linear) for module in net.modules())
+    int8 = OnnxInt8Exporter().export(dataclasses.replace(request, written={"fp32": fp32}))
+    layers = int8.details["fusion"]["layers"]
+    assert [layer["op"] for layer in layers].count("Conv") == convolutions
+    assert len(layers) == convolutions + linear
+    assert all(layer["int8"] for layer in layers)
+    kernels = int8.details["fusion"]["operators"]
+    assert (kernels["QLinearConv"], kernels["QGemm"]) == (convolutions, linear)
+    assert not {"Conv", "FusedConv", "NchwcConv", "Gemm"} & set(kernels)
     logits = {}
     for path in (fp32, int8.path):
         with open_session(BackendRef(backend="onnxruntime"), Artifact(name="a", format="onnx", path=path)) as session:
             logits[path] = session.run({"image": pixels})["logits"].astype(np.float64)
     signal = logits[fp32] - logits[fp32].mean(0)  # what tells images apart, which is little in a fresh net
     assert np.sqrt(np.square(logits[int8.path] - logits[fp32]).mean() / np.square(signal).mean()) < 0.5
-    json.dumps(int8.details)
+    assert len(json.dumps(int8.details)) < 100_000
 
 
 def test_every_size_of_a_layer_is_whole() -> None:

@@ -60,7 +60,8 @@ def lines(error: BaseException) -> int:
 
 
 @pytest.mark.parametrize(
-    ("group", "expected"), [(BACKENDS, {"onnxruntime", "torch", "reference"}), (EXPORTERS, {"onnx", "onnx-int8"})]
+    ("group", "expected"),
+    [(BACKENDS, {"onnxruntime", "torch", "reference"}), (EXPORTERS, {"onnx", "onnx-int8", "onnx-fp16"})],
 )
 def test_what_we_ship_is_registered_and_ready(group: str, expected: set[str]) -> None:
     """Our own backends and exporters come through the entry points like anybody's, each under its own name."""
@@ -227,6 +228,7 @@ def test_a_missing_package_says_what_to_install(module: str, distribution: Maker
         (BACKENDS, "reference", "onnx", "pip install onnx"),
         (EXPORTERS, "onnx", "torch", "edgecnn[train]"),
         (EXPORTERS, "onnx-int8", "onnx", "edgecnn[cpu,train]"),
+        (EXPORTERS, "onnx-fp16", "onnx", "edgecnn[cpu,train]"),
     ],
 )
 def test_our_own_missing_packages_say_what_to_install(

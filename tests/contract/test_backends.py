@@ -458,7 +458,8 @@ print(json.dumps([Spy.seen, "onnxruntime" in sys.modules]))
 ROADS = {
     "the backend": "import edgecnn.backends.onnxruntime as b; assert 'onnxruntime' not in sys.modules; b.import_onnxruntime()",
     "the registry": "from edgecnn import registry as r; r.get(r.BACKENDS, 'onnxruntime').devices()",
-    "an exporter": "from edgecnn_exporters.fusion import fusion_report; fusion_report(__import__('pathlib').Path(sys.argv[2]))",
+    "quantization": "import onnx; from edgecnn.quantization.fusion import optimised; optimised(onnx.load(sys.argv[2]))",
+    "an exporter": "from edgecnn_exporters.onnx_int8 import OnnxInt8Exporter; import edgecnn.quantization.run",
 }
 
 

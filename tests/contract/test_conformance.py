@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from edgecnn.backends.base import Array, SessionOptions, Tensors
 from edgecnn.bundle import Bundle
 from edgecnn.errors import ContractError
 from edgecnn.exporter import Exported, ExportRequest
-from edgecnn.spec import Artifact, TensorSpec
+from edgecnn.spec import TARGETS, Artifact, Target, TensorSpec, Tolerance
 from edgecnn.testing import check_backend, check_exporter
 
 CASES = [
@@ -33,16 +34,37 @@ def test_our_backends_keep_the_contract(backend: str, artifact: str, bundle_fold
     check_backend(registry.get(registry.BACKENDS, backend), Bundle.open(bundle_folder).artifact(artifact))
 
 
+@pytest.mark.usefixtures("steady")
 def test_our_exporters_keep_the_contract(run_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
     """Every exporter we ship writes one file of the promised kind and leaves nothing else behind."""
     pixels = Bundle.open(bundle_folder).goldens().pixels
-    first = ExportRequest(checkpoint=run_folder / "model.safetensors", folder=tmp_path, calibration=pixels)
-    fp32 = check_exporter(registry.get(registry.EXPORTERS, "onnx"), first)
-    second = ExportRequest(
-        checkpoint=first.checkpoint, folder=tmp_path, calibration=pixels, written={"fp32": fp32.path}
+    request = ExportRequest(
+        checkpoint=run_folder / "model.safetensors",
+        folder=tmp_path,
+        calibration=pixels,
+        tolerance=Tolerance(max_drop=0.9),
     )
+    fp32 = check_exporter(registry.get(registry.EXPORTERS, "onnx"), request)
+    second = dataclasses.replace(request, written={"fp32": fp32.path})
     int8 = check_exporter(registry.get(registry.EXPORTERS, "onnx-int8"), second)
-    assert (fp32.precision, int8.precision) == ("fp32", "int8")
+    half = check_exporter(registry.get(registry.EXPORTERS, "onnx-fp16"), second)
+    assert (fp32.precision, int8.precision, half.precision) == ("fp32", "int8", "fp16")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_our_fp16_exporter_keeps_the_contract_for_every_target(
+    target: Target, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Whatever target is asked for, the fp16 artifact says that one, or any."""
+    bundle = Bundle.open(bundle_folder)
+    request = ExportRequest(
+        checkpoint=bundle.artifact("checkpoint").path,
+        folder=tmp_path,
+        calibration=bundle.goldens().pixels,
+        target=target,
+        written={"fp32": bundle.artifact("fp32").path},
+    )
+    check_exporter(registry.get(registry.EXPORTERS, "onnx-fp16"), request)
 
 
 class Fake:
