@@ -16,6 +16,8 @@ from quantization import graphs, small
 from edgecnn.quantization import placement as module
 from edgecnn.quantization.feeds import from_arrays
 from edgecnn.quantization.placement import Search, search_placement
+from edgecnn.quantization.profile import layer_times
+from edgecnn.quantization.qdq import quantize
 from edgecnn.quantization.race import Speed
 from edgecnn.quantization.recipe import Recipe
 from edgecnn.quantization.yardstick import Yardstick
@@ -31,9 +33,6 @@ class Built:
     floats: Floats
     bytes: int = 1000
 
-    def SerializeToString(self) -> bytes:  # noqa: N802 -- protobuf's name
-        return b"0" * self.bytes
-
 
 @dataclass
 class World:
@@ -42,6 +41,7 @@ class World:
     ratio: Callable[[Floats], float]
     sqnr_db: Callable[[Floats], float]
     bytes: Callable[[Floats], int] = lambda floats: 1000 + 10 * len(floats)
+    times: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
     races: list[list[Floats]] = field(default_factory=list)
     stopped: list[set[Floats]] = field(default_factory=list)
 
@@ -51,6 +51,12 @@ class World:
     @contextmanager
     def open_model(self, model: Any) -> Iterator[Any]:
         yield model
+
+    def file_size(self, built: Built) -> int:
+        return built.bytes
+
+    def layer_times(self, model: Any, feeds: Any) -> dict[str, float]:
+        return dict(self.times[0] if isinstance(model, onnx.ModelProto) else self.times[1])
 
     def race(
         self, sessions: Mapping[str, Any], reference: str, feeds: Any, seconds: float,
@@ -65,7 +71,7 @@ class World:
         return speeds
 
     def search(self, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, measured: bool = True) -> Search:
-        for name in ("quantize", "open_model", "race"):
+        for name in ("quantize", "open_model", "race", "layer_times", "file_size"):
             monkeypatch.setattr(module, name, getattr(self, name))
         return search_placement(model, {}, Recipe(), Judge(self), measured)  # type: ignore[arg-type]
 
@@ -111,6 +117,27 @@ def test_the_first_generation_is_as_documented(monkeypatch: pytest.MonkeyPatch) 
     assert len(world.races[0]) == len(first)
     assert first <= tried(search)
     assert search.chosen.floats == ()
+
+
+def test_the_first_generation_begins_where_the_profiler_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that gain nothing by int8 are left in float together, and then those that gain little, up to most of them."""
+    floating = {"c0": 10.0, "c1": 50.0, "c2": 20.0, "c3": 31.0, "c4": 40.0, "c5": 9.0}
+    quantized = {"c0": 12.0, "c1": 10.0, "c2": 21.0, "c3": 30.0, "c4": 30.0, "g": 1.0}  # the gains: -2 40 -1 1 10
+    world = World(ratio=lambda floats: 0.5, sqnr_db=lambda floats: 30.0, times=(floating, quantized))
+    world.search(deep(6), monkeypatch)
+    first = set(world.races[0])
+    assert {frozenset({"c0", "c2"}), frozenset({"c0", "c2", "c3"}), frozenset({"c0", "c2", "c3", "c4"})} <= first
+    assert not any("c1" in floats and "c4" in floats for floats in first)
+
+
+def test_layers_are_timed_under_their_own_names() -> None:
+    """The profiler's times, whose kernels are renamed and fused, come back by layer, for the float and the int8 model."""
+    model, feeds = small.chain(), {"x": small.images(1)}
+    built = quantize(model, small.ranges_of(model, {"x": small.images()}), Recipe(), ["b"])
+    for one in (model, built):
+        times = layer_times(one, feeds)
+        assert set(times) == {"a", "b", "c", "g"}
+        assert all(time >= 0 for time in times.values())
 
 
 def test_the_fastest_of_the_exact_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,9 @@ def rounded_chain(
     value = rounded("x", torch.from_numpy(x.astype(np.float64)), "a" in floats)
     for layer, given, following in (("a", "x", "b"), ("b", "ar", "c"), ("c", "br", "mean")):
         value = functional.conv2d(value, *constants(layer, given), padding=1).relu()
-        value = rounded(f"{layer}r", value, layer in floats and following in floats)
-    value = rounded("mean", value.mean(dim=(2, 3)))
+        value = rounded(f"{layer}r", value, layer in floats and (following in floats or following == "mean"))
+    # A pool among floats is in float itself.
+    value = rounded("mean", value.mean(dim=(2, 3)), "c" in floats and "g" in floats)
     return functional.linear(value, *constants("g", "mean")).numpy()
 
 
@@ -199,6 +200,19 @@ def test_what_is_no_product_stays_in_float(name: str, tmp_path: Path) -> None:
         sqnr = distance(exact.reshape(len(exact), -1), answers[output].reshape(len(exact), -1)).sqnr_db
         assert sqnr is not None
         assert sqnr > 20
+
+
+def test_what_no_quantized_node_feeds_stays_in_float() -> None:
+    """The gate of a squeeze-and-excitation block is float, so its multiplication is; a pool among quantized layers is not."""
+    model = small.inferred(zoo.squeeze_excite())
+    for node in model.graph.node:
+        node.name = node.output[0]
+    found = quantize(model, small.ranges_of(model, zoo.feeds(model, 8)), Recipe())
+    made, read = makers(found), readers(found)
+    assert [made[name].op_type for name in made["c"].input] == ["DequantizeLinear", "HardSigmoid"]
+    assert [node.op_type for node in read["c"]] == ["GlobalAveragePool"]
+    assert [made[name].op_type for name in made["p"].input] == ["DequantizeLinear"]
+    assert [node.op_type for node in read["p"]] == ["QuantizeLinear"]
 
 
 def test_only_float_tensors_that_can_be_quantized_are_watched() -> None:
