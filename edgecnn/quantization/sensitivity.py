@@ -42,7 +42,7 @@ LOUD = 8.0  # times the other channels: three of their eight bits
 _CLIPPED = 0.001
 _CREST = 12.0
 _USED = 0.5
-_NEARLY = 0.9
+_NEARLY = 0.8
 _COMPUTING = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _KEPT, _HURT, _OTHER = "tab:red", "tab:orange", "tab:blue"
 _NAME = 26  # letters of a name
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_BASE = -0.3  # the logarithm of a half, from where histograms rise
 
 
 def plot_errors(found: Sensitivity) -> bytes:
@@ -51,7 +53,12 @@ def plot_values(nodes: Sequence[LayerSensitivity | NodeSensitivity]) -> bytes:
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(nodes) / 2)
-    figure = Figure(figsize=(10.5, 1.55 * rows + 0.3), layout="constrained")
+    height = 0.3 + 1.45 * rows
+    figure = Figure(figsize=(10.5, height))
+    # By hand: to lay out a hundred axes takes matplotlib many seconds.
+    figure.subplots_adjust(
+        left=0.03, right=0.985, top=1 - 0.35 / height, bottom=0.25 / height, hspace=0.65, wspace=0.12
+    )
     axes: Any = figure.subplots(rows, 4, squeeze=False).ravel()
     for one in axes:
         one.axis("off")
@@ -79,16 +86,16 @@ def _bars(axes: Any, values: Sequence[float | None], base: float, colours: Seque
 
 
 def _histogram(axes: Any, values: Values, title: str, colour: str) -> None:
-    from matplotlib.ticker import NullFormatter
-
+    """Draw one, its heights the logarithms of counts, with the powers of ten as ticks."""
     axes.axis("on")
     counts = np.array(values.counts)
-    width = (values.high - values.low) or 1.0
-    edges = np.linspace(values.low, values.low + width, counts.size + 1)
-    axes.stairs(counts, edges, fill=True, color=colour, alpha=0.7)
-    axes.set_yscale("log")
-    axes.set_ylim(0.5, max(12.0, 2.0 * counts.max()))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    edges = np.linspace(values.low, values.low + ((values.high - values.low) or 1.0), counts.size + 1)
+    heights = np.log10(np.maximum(counts, 0.5))  # one value still has a height
+    axes.stairs(heights, edges, baseline=_BASE, fill=True, color=colour, alpha=0.7)
+    top = max(1, math.ceil(heights.max()))
+    powers = range(0, top + 1, max(1, top // 3))
+    axes.set_ylim(_BASE, top + 0.2)
+    axes.set_yticks(powers, ["10" + str(power).translate(_RAISED) for power in powers])
     axes.locator_params(axis="x", nbins=5)
     axes.tick_params(labelsize=6, pad=1)
     axes.set_title(title, fontsize=7, pad=2)
