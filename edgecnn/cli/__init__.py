@@ -21,6 +21,7 @@ COMMANDS = (
     "data",
     "export",
     "quantize",
+    "sensitivity",
     "search",
     "predict",
     "parity",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from edgecnn.report.html import Html, note, page, paragraph, picture, section, table
+from edgecnn.report.html import Html, note, page, paragraph, picture, section, table, text
 from edgecnn.report.quantization import (
     PLACEMENT_HEADER,
     RUNG_HEADER,
@@ -28,8 +29,8 @@ from edgecnn.report.text import thousands
 if TYPE_CHECKING:
     from edgecnn.quantization.run import Report
 
-# Words stay whole in narrow columns; a table that is too wide is moved sideways.
-WHOLE_WORDS = Html("<style>th, td { overflow-wrap: normal; }</style>")
+# Words stay whole in narrow columns; a table that is too wide is moved sideways. Names in sentences may break.
+WHOLE_WORDS = Html("<style>th, td { overflow-wrap: normal; } p { overflow-wrap: anywhere; }</style>")
 
 
 def quantization_page(report: Report) -> str:
@@ -61,6 +62,15 @@ def quantization_page(report: Report) -> str:
     )
 
 
+def named_rows(rows: Sequence[Sequence[str]], column: int = 0) -> list[list[object]]:
+    """Let the names in one column break where a part of them ends."""
+    return [[_breakable(cell) if place == column else cell for place, cell in enumerate(row)] for row in rows]
+
+
+def _breakable(name: str) -> Html:
+    return Html(text(name).replace(".", ".<wbr>").replace("/", "/<wbr>"))
+
+
 def drawing() -> bool:
     """Say whether pictures can be drawn."""
     return find_spec("matplotlib") is not None
@@ -79,7 +89,15 @@ def _ladder(report: Report) -> list[Html]:
 
         shown.append(picture(plot_ladder(report), "Accuracy and time of each rung, with intervals"))
     header, rows = filled(RUNG_HEADER, rung_rows(report))
-    return [section("The ladder", lead, *shown, table(rows, header), paragraph(rung_legend(report)))]
+    return [
+        section(
+            "The ladder",
+            lead,
+            *shown,
+            table(named_rows(rows, list(header).index("in float")), header),
+            paragraph(rung_legend(report)),
+        )
+    ]
 
 
 def _placements(report: Report) -> list[Html]:
@@ -96,7 +114,11 @@ def _placements(report: Report) -> list[Html]:
 
         shown.append(picture(plot_placements(report), "Time and SQNR of the placements tried, the front and the chosen one"))  # fmt: skip
     header, rows = filled(PLACEMENT_HEADER, placement_rows(search, names_of(report)))
-    return [section("Layers in float", lead, *shown, table(rows, header), paragraph(f"Chosen: {search.reason}."))]
+    return [
+        section(
+            "Layers in float", lead, *shown, table(named_rows(rows), header), paragraph(f"Chosen: {search.reason}.")
+        )
+    ]
 
 
 def _kernels(report: Report) -> list[Html]:
@@ -104,7 +126,9 @@ def _kernels(report: Report) -> list[Html]:
     if fusion is None:
         return []
     rows = [[one.name, one.op, one.why or ""] for one in in_float(fusion)]
-    listed = table(rows, ["in float", "operator", "why"]) if rows else paragraph("Nothing is left in float.")
+    listed = (
+        table(named_rows(rows), ["in float", "operator", "why"]) if rows else paragraph("Nothing is left in float.")
+    )
     kernels = table([[name, str(count)] for name, count in fusion.operators.items()], ["kernel", "nodes"])
     lead = paragraph("As ONNX Runtime's own optimised graph has it on this machine, whatever the file's name says.")
     return [section("Proof of int8", paragraph(f"{_capital(fusion_line(fusion))}."), lead, listed, kernels)]
@@ -117,7 +141,7 @@ def _saturation(report: Report) -> list[Html]:
         [one.name, one.op, f"{one.fraction:.3%}", thousands(one.worst), decibels(one.sqnr_db)]
         for one in saturating(report.saturation)
     ]
-    listed = [table(rows, ["layer", "operator", "saturate", "largest sum", "SQNR dB"])] if rows else []
+    listed = [table(named_rows(rows), ["layer", "operator", "saturate", "largest sum", "SQNR dB"])] if rows else []
     return [section("Saturation", paragraph(f"{saturation_line(report.saturation)}."), *listed)]
 
 

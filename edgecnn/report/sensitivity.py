@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgecnn.report.html import Html, note, page, paragraph, picture, section
 from edgecnn.report.html import table as html_table
 from edgecnn.report.quantization import decibels, filled
-from edgecnn.report.quantization_page import WHOLE_WORDS, drawing
+from edgecnn.report.quantization_page import WHOLE_WORDS, drawing, named_rows
 from edgecnn.report.text import table
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _errors(found: Sensitivity) -> Html:
 
         shown.append(picture(plot_errors(found), "SQNR with each node alone in int8, and with all but it"))
     header, rows = filled(ERROR_HEADER, error_rows(found))
-    return section("Error by node", paragraph(_ERRORS), *shown, html_table(rows, header))
+    return section("Error by node", paragraph(_ERRORS), *shown, html_table(named_rows(rows), header))
 
 
 def _values(found: Sensitivity) -> Html:
@@ -115,7 +115,7 @@ def _values(found: Sensitivity) -> Html:
             some = nodes[first : first + _PICTURED]
             shown.append(picture(plot_values(some), f"Histograms of outputs and weights, nodes {first + 1} to {first + len(some)}"))  # fmt: skip
     header, rows = filled(VALUE_HEADER, values(found))
-    return section("Values by node", paragraph(_VALUES), *shown, html_table(rows, header))
+    return section("Values by node", paragraph(_VALUES), *shown, html_table(named_rows(rows), header))
 
 
 def _activations(one: NodeSensitivity) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 from quantization.graphs import graph, node, run
 from quantization.hard import easy_net, hard_net, images
 
+from edgecnn.cli import cli
 from edgecnn.errors import QuantizationError, UsageError
 from edgecnn.quantization.feeds import from_arrays
 from edgecnn.quantization.observe import observe
@@ -23,6 +26,7 @@ from edgecnn.quantization.ranges import choose_range
 from edgecnn.quantization.recipe import Recipe
 from edgecnn.quantization.saturation import saturation
 from edgecnn.quantization.sensitivity import Sensitivity, sensitivity, threshold
+from edgecnn.quantization.source import read_source
 from edgecnn.quantization.values import channels_of, input_channels_of, share_outside, values_of_weights
 from edgecnn.spec import to_json
 
@@ -301,6 +305,29 @@ def test_what_cannot_be_measured_is_refused() -> None:
         sensitivity(prepared(graph([node("Relu", "x", "y")], (3, 8, 8))), feeds, Recipe())
     with pytest.raises(UsageError, match="guess"):
         sensitivity(two_layers(), feeds, Recipe(), "guess")  # type: ignore[arg-type]  # that is the point
+
+
+def test_the_command_tells_writes_and_prints_json(tmp_path: Path) -> None:
+    """`edgecnn sensitivity` names the planted layer, writes the page, and with --json prints what the library gives."""
+    onnx.save(bad_layer(3), tmp_path / "net.onnx")
+    (tmp_path / "feeds").mkdir()
+    np.savez(tmp_path / "feeds" / "a.npz", image=images(IMAGES, 1))
+    words = [
+        "sensitivity",
+        str(tmp_path / "net.onnx"),
+        "--calibrate",
+        str(tmp_path / "feeds"),
+        "--target",
+        "x86-64-vnni",
+    ]
+    told = CliRunner().invoke(cli, [*words, "-o", str(tmp_path / "page.html")])
+    assert told.exit_code == 0, told.output
+    assert "conv3 (Conv): leaving it in float gains" in told.stdout
+    assert "What int8 costs in net.onnx" in (tmp_path / "page.html").read_text()
+    printed = CliRunner().invoke(cli, [*words, "--json"])
+    found = msgspec.json.decode(printed.stdout, type=Sensitivity)
+    assert [one.name for one in found.keep] == ["conv3"]
+    assert found.all_db == sensitivity(read_source(tmp_path / "net.onnx").model, from_arrays({"image": images(IMAGES, 1)}), Recipe()).all_db  # fmt: skip
 
 
 # The parts.
