@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,16 +25,18 @@ import torch
 from click.testing import CliRunner
 
 from edgecnn.backends.onnxruntime import OnnxRuntimeBackend
+from edgecnn.bench import latency
 from edgecnn.cli import cli
 from edgecnn.data import DataOptions, Dataset, open_data
 from edgecnn.errors import ExportError, TrainingError, UsageError
 from edgecnn.exporter import Exported
 from edgecnn.nets import NetChoice, build_net, choose_net, measure_cost
-from edgecnn.search import run, study, trial
-from edgecnn.search.result import Measured, SearchReport, pareto_front
+from edgecnn.report.search import plot_front, search_text
+from edgecnn.search import run, study, together, trial
+from edgecnn.search.result import Measured, SearchReport, Together, pareto_front
 from edgecnn.search.space import Limits, Settings, Space, default_sizes, train_command
 from edgecnn.search.trial import Plan, is_behind
-from edgecnn.spec import Preprocess
+from edgecnn.spec import Preprocess, TensorSpec
 from edgecnn.training.loop import Epoch
 
 Curve = Callable[[Settings, int], list[float]]
@@ -60,15 +66,21 @@ class Acted:
             on_epoch(_epoch(number, accuracy))
         (work / "model.safetensors").write_bytes(b"weights")
 
-    def export(self, work: Path, plan: Plan, dataset: Dataset) -> Exported:
+    def export(self, work: Path, dataset: Dataset, target: str, seed: int) -> Exported:
         (work / "int8.onnx").write_bytes(b"graph")
         return Exported(work / "int8.onnx", "onnx", "int8", "any", {})
 
     def measure(self, exported: Exported, plan: Plan, dataset: Dataset) -> Measured:
         settings = self.of[exported.path.parent]
         accuracy = max(self.curve(settings, plan.epochs))
-        latency = 10 * settings.width + 5 * settings.depth
-        return Measured(accuracy=accuracy, latency_us=latency, spread=0.0, calls=1000, cpu="one")
+        return Measured(
+            accuracy=accuracy, latency_us=10 * settings.width + 5 * settings.depth, spread=0.0, calls=1000, cpu="one"
+        )
+
+    def together(self, sessions: Any, seconds: float) -> tuple[dict[int, Together], tuple[str, ...]]:
+        """Play the measurement at the end, in which the trials after were the faster ones."""
+        found = {number: 100.0 / (1 + number) for number in sessions}
+        return {number: Together(latency_us=one, spread=0.0, calls=9) for number, one in found.items()}, ("a storm",)
 
 
 @pytest.fixture
@@ -76,8 +88,10 @@ def acted(monkeypatch: pytest.MonkeyPatch) -> Acted:
     """Return the play that stands for training, export and measuring."""
     play = Acted()
     monkeypatch.setattr(trial, "train_trial", play.train)
-    monkeypatch.setattr(trial, "export_trial", play.export)
+    monkeypatch.setattr(trial, "export_int8", play.export)
     monkeypatch.setattr(trial, "measure_trial", play.measure)
+    monkeypatch.setattr(run, "open_files", contextlib.nullcontext)
+    monkeypatch.setattr(run, "measure_together", play.together)
     return play
 
 
@@ -119,6 +133,81 @@ def test_the_front_of_a_study_is_optunas(acted: Acted, tmp_path: Path) -> None:
     }  # fmt: skip
     everything = _search(tmp_path / "all", 3, keep_all=True)
     assert len(list((tmp_path / "all" / "trials").iterdir())) == len(everything.rows) == 3
+
+
+def test_the_front_is_timed_together_at_the_end(acted: Acted, tmp_path: Path) -> None:
+    """Each trial on the front, and no other, gets a second latency; table, picture and limit go by it, the choice does not."""
+    report = _search(tmp_path / "s", 8, Limits(max_latency_us=60))
+    front = [row for row in report.rows if row.front]
+    assert len(front) > 1
+    for row in report.rows:
+        assert row.together == (Together(latency_us=100 / (1 + row.number), spread=0, calls=9) if row.front else None)
+    assert report.warnings[-1] == "the front was measured together on an unsteady machine: a storm"
+    text = search_text(report)
+    header, _, *lines = text.splitlines()
+    assert "together" in header
+    cells = {line.split()[0]: line for line in lines[: len(report.rows)]}
+    for row in front:
+        assert row.int8 is not None
+        assert f" {row.int8.latency_us:.1f} " in cells[str(row.number)]
+        assert f" {100 / (1 + row.number):.1f} " in cells[str(row.number)]
+        beaten = [
+            other.number for other in front
+            if other.number > row.number and other.int8 and other.int8.accuracy >= row.int8.accuracy
+        ]  # fmt: skip
+        told = re.search(rf"^Timed together, trial {row.number} is beaten by (.*)\.$", text, re.MULTILINE)
+        assert sorted(map(int, told[1].split(", ")) if told else []) == beaten
+        over = f"Timed together, trial {row.number} is over the limit of latency." in text
+        assert over is (100 / (1 + row.number) > 60)
+    assert "is over the limit of latency" in text, "or the last line above has shown nothing"
+    plain = msgspec.structs.replace(report, rows=tuple(msgspec.structs.replace(row, together=None) for row in report.rows))  # fmt: skip
+    assert plot_front(report) != plot_front(plain)
+    assert "Timed together" not in search_text(plain)
+
+
+def test_a_front_that_cannot_be_loaded_is_a_warning(
+    acted: Acted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where a file of the front cannot be loaded the study is reported all the same, with a warning that says so."""
+    monkeypatch.setattr(run, "open_files", together.open_files)  # the played files are no graphs
+    report = _search(tmp_path / "s", 2)
+    assert any(row.front for row in report.rows)
+    assert all(row.together is None for row in report.rows)
+    assert re.match(
+        r"the front could not be measured together: .*int8\.onnx: ONNX Runtime could not load it", report.warnings[-1]
+    )
+
+
+class Clocked:
+    """Stands for a session on a machine that becomes three times as slow half-way; it moves the clock, and notes its runs."""
+
+    def __init__(self, clock: Any, name: str, shape: tuple[int, ...], seconds: float) -> None:
+        self.clock, self.name, self.seconds = clock, name, seconds
+        self.inputs = (TensorSpec(name=f"image {name}", shape=(None, *shape), dtype="uint8"),)
+        self.outputs, self.device = (), "cpu"
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        ((name, image),) = feeds.items()
+        self.clock.runs.append((self.name, name, image.shape, str(image.dtype)))
+        self.clock.now += self.seconds * (3 if self.clock.now > 0.6 else 1)
+        return {}
+
+
+def test_trials_timed_together_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that slows down half-way the ratio of two latencies is the true one; each sees images of its own size."""
+    clock = SimpleNamespace(now=0.0, runs=[])
+    clock.perf_counter, clock.perf_counter_ns = lambda: clock.now, lambda: round(clock.now * 1e9)
+    monkeypatch.setattr(latency, "time", clock)
+    sessions = {3: Clocked(clock, "small", (8, 8, 1), 0.0005), 11: Clocked(clock, "large", (20, 24, 3), 0.002)}
+    found, _ = together.measure_together(sessions, 0.5)  # type: ignore[arg-type]
+    assert clock.now > 1, "the machine has slowed down"
+    assert found[11].latency_us / found[3].latency_us == pytest.approx(4)
+    assert {run[1:] for run in clock.runs} == {
+        ("image small", (1, 8, 8, 1), "uint8"), ("image large", (1, 20, 24, 3), "uint8"),
+    }  # fmt: skip
+    turns = [name for name, _ in itertools.groupby(run[0] for run in clock.runs)]
+    assert len(turns) > 20
+    assert together.measure_together({}, 0.5) == ({}, ())
 
 
 def _space(sizes: tuple[int, ...] = (8, 32, 50), channels: Any = 3) -> Space:
@@ -242,21 +331,21 @@ def test_a_failing_trial_does_not_end_the_study(acted: Acted, monkeypatch: pytes
     """A failed export fails its trial, with the reason kept; where all fail the first reason is the error."""
     whole, calls = acted.export, []
 
-    def broken(work: Path, plan: Plan, dataset: Dataset) -> Exported:
+    def broken(work: Path, *rest: Any) -> Exported:
         calls.append(work)
         if len(calls) == 2:
             raise ExportError("nothing came out of it")
-        return whole(work, plan, dataset)
+        return whole(work, *rest)
 
-    monkeypatch.setattr(trial, "export_trial", broken)
+    monkeypatch.setattr(trial, "export_int8", broken)
     report = _search(tmp_path / "s", 3)
     assert [row.state for row in report.rows] == ["complete", "failed", "complete"]
     assert report.rows[1].reason == "nothing came out of it"
 
-    def always(work: Path, plan: Plan, dataset: Dataset) -> Exported:
+    def always(*given: Any) -> Exported:
         raise ExportError("never")
 
-    monkeypatch.setattr(trial, "export_trial", always)
+    monkeypatch.setattr(trial, "export_int8", always)
     with pytest.raises(TrainingError, match="the first: never"):
         _search(tmp_path / "none", 2)
 
@@ -301,13 +390,12 @@ sys.path.insert(0, sys.argv[1])
 import test_search as here
 from pathlib import Path
 play = here.Acted()
-for name in ("train", "export", "measure"):
-    setattr(here.trial, f"{name}_trial", getattr(play, name))
+here.trial.train_trial, here.trial.measure_trial = play.train, play.measure
 slow = play.export
 def export(*given):
     time.sleep(0.3)
     return slow(*given)
-here.trial.export_trial = export
+here.trial.export_int8 = export
 here._search(Path(sys.argv[2]), 4)
 print(len(play.trained))
 """
@@ -347,7 +435,7 @@ def test_a_real_trial_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     )
     loaded: dict[int, tuple[str, int | None]] = {}
     timed: list[tuple[str, int | None]] = []
-    load, measure = OnnxRuntimeBackend.load, trial.measure_latency
+    load, measure = OnnxRuntimeBackend.load, latency.measure_latency
 
     def spied_load(self: Any, artifact: Any, device: str, options: Any) -> Any:
         session = load(self, artifact, device, options)
@@ -355,20 +443,27 @@ def test_a_real_trial_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         return session
 
     def spied_measure(sessions: Any, feeds: Any, seconds: float) -> Any:
-        assert [array.shape for array in feeds.values()] == [(1, 8, 8, 1)]
-        timed.extend(loaded[id(session.inner)] for session in sessions.values())
+        for session in sessions.values():
+            assert [array.shape for array in getattr(session, "feeds", feeds).values()] == [(1, 8, 8, 1)]
+            timed.append(loaded[id(getattr(session, "session", session).inner)])
         return measure(sessions, feeds, seconds)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "load", spied_load)
     monkeypatch.setattr(trial, "measure_latency", spied_measure)
+    monkeypatch.setattr(together, "measure_latency", spied_measure)
     plan = Plan(source="digits", options=DataOptions(), epochs=0, limits=Limits(max_params=5000), latency_seconds=0.1)
     report = run.search(plan, tmp_path / "s", 1, epochs=1)
     row = next(row for row in report.rows if row.front)
-    assert timed == [("int8.onnx", 1)]
+    assert timed == [("int8.onnx", 1)] * 2, "in the trial, and at the end"
+    assert row.together is not None
+    assert row.together.calls > 0
     folder = tmp_path / "s" / str(row.folder)
     assert {file.name for file in folder.iterdir()} == {"int8.onnx", "model.safetensors"}
     graph = onnx.load(str(folder / "int8.onnx")).graph
-    assert "QuantizeLinear" in {node.op_type for node in graph.node}
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert layers
+    assert {made.get(name) for node in layers for name in node.input[:2]} == {"DequantizeLinear"}, "all in int8"
     assert row.int8 is not None
     assert row.int8.accuracy == _accuracy(folder / "int8.onnx")
     _repeat(row, tmp_path)
@@ -461,6 +556,7 @@ def test_bad_storages_are_one_line(storage: str, said: str, acted: Acted, tmp_pa
         (["--image-sizes", "2,8"], "from 4 to 1024"),
         (["--image-sizes", "8", "--image-size", "8"], "either --image-size or"),
         (["--device", "cuda:77"], "--device cuda:77"),
+        (["--target", "cuda"], "--target cuda: has no int8"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:

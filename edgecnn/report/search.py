@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgecnn.metrics import wilson
 from edgecnn.report.text import table, thousands
 
 if TYPE_CHECKING:
-    from edgecnn.search.result import Row, SearchReport
+    from edgecnn.search.result import Measured, Row, SearchReport
 
-_HEADER = ("trial", "", "int8 val", "val", "int8 us", "parameters", "MACs", "lr", "width", "depth", "pixels", "augment", "outcome")  # fmt: skip
+_HEADER = ("trial", "", "int8 val", "val", "int8 us", "together", "parameters", "MACs", "lr", "width", "depth", "pixels", "augment", "outcome")  # fmt: skip
 _LOG_FROM = 10  # the slowest over the fastest, from where the axis is logarithmic
 
 
@@ -26,12 +28,29 @@ def search_text(report: SearchReport) -> str:
     lines += [f"trial {row.number}: {row.command}" for row in front]
     if not front:
         lines.append("no trial is within the limits")
-    lines += ["", f"* the front: no other trial is both as accurate and as fast. {report.epochs} epochs a trial (usual: {report.usual_epochs})."]  # fmt: skip
+    lines += ["", f"* the front: no other trial is both as accurate and as fast. {report.epochs} epochs a trial (usual: {report.usual_epochs}).", "int8 here is every layer in int8; export leaves layers in float where that is faster or closer."]  # fmt: skip
+    lines += _together(report, front)
     if refused:
         lines.append(f"{refused} trials were over --max-macs or --max-params and were not trained.")
     lines.append(_chance(report, front))
     lines += [f"WARNING: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def _together(report: SearchReport, front: list[Row]) -> list[str]:
+    """Say what the times that compare make of a front that was chosen by those of the trials."""
+    measured = [(row, row.int8.accuracy, row.together.latency_us) for row in front if row.int8 and row.together]
+    if not measured:
+        return []
+    lines = ["together: the front's files timed again at the end, in turns, so that they compare; the front was chosen by the trials' own times, in int8 us."]  # fmt: skip
+    limit = report.limits.max_latency_us
+    for row, accuracy, latency in measured:
+        better = [other.number for other, share, time in measured if share >= accuracy and time < latency and other is not row]  # fmt: skip
+        if better:
+            lines.append(f"Timed together, trial {row.number} is beaten by {', '.join(map(str, better))}.")
+        if limit is not None and latency > limit:
+            lines.append(f"Timed together, trial {row.number} is over the limit of latency.")
+    return lines
 
 
 def _cells(row: Row) -> list[str]:
@@ -44,6 +63,7 @@ def _cells(row: Row) -> list[str]:
         f"{int8.accuracy:.2%}" if int8 else "",
         f"{row.val_accuracy:.2%}" if row.val_accuracy is not None else "",
         latency,
+        f"{row.together.latency_us:.1f}" if row.together else "",
         thousands(cost.parameters) if cost else "",
         thousands(cost.macs) if cost else "",
         *(
@@ -69,6 +89,7 @@ def _chance(report: SearchReport, front: list[Row]) -> str:
 def plot_front(report: SearchReport) -> bytes:
     """Plot accuracy on the validation images against latency, as PNG bytes; the front is a line, labelled by trial.
 
+    The front is drawn at the times measured together, where there are some, and those of the trials are dotted to them.
     Bars are 95 % intervals. What is over a limit is a cross, what was given up or failed has no latency and is not shown.
     """
     from matplotlib.figure import Figure
@@ -103,17 +124,30 @@ def plot_front(report: SearchReport) -> bytes:
     return buffer.getvalue()
 
 
+def _time(row: Row, int8: Measured) -> float:
+    return row.together.latency_us if row.together else int8.latency_us
+
+
 def _draw_front(axes: Any, report: SearchReport, front: list[tuple[Row, Any]]) -> None:
+    from edgecnn.search.result import pareto_front
+
     if not front:
         return
-    times = [int8.latency_us for _, int8 in front]
+    for row, int8 in front:
+        if row.together:
+            axes.plot([row.together.latency_us, int8.latency_us], [int8.accuracy * 100] * 2, color="tab:blue", linewidth=0.7, linestyle=":", marker="o", markersize=4, markerfacecolor="none")  # fmt: skip
+    front = sorted(front, key=lambda pair: _time(*pair))
+    times = [_time(row, int8) for row, int8 in front]
     shares = [int8.accuracy * 100 for _, int8 in front]
     ends = [wilson(round(int8.accuracy * report.val_images), report.val_images) for _, int8 in front]
     reach = [
         [max(0.0, share - low * 100) for share, (low, _) in zip(shares, ends, strict=True)],
         [max(0.0, high * 100 - share) for share, (_, high) in zip(shares, ends, strict=True)],
     ]
-    axes.step(times, shares, where="post", color="tab:blue")  # between two of them the slower one is not yet to be had
+    kept = pareto_front(shares, times)
+    axes.step(
+        np.array(times)[kept], np.array(shares)[kept], where="post", color="tab:blue"
+    )  # between two of them the slower one is not yet to be had
     axes.errorbar(times, shares, yerr=reach, fmt="o", color="tab:blue", elinewidth=0.7, capsize=2, label="the front")
     for (row, _), time, share in zip(front, times, shares, strict=True):
         axes.annotate(str(row.number), (time, share), textcoords="offset points", xytext=(5, 5))

@@ -32,10 +32,19 @@ class Measured(Frozen, frozen=True):
     doubts: tuple[str, ...] = ()
 
 
+class Together(Frozen, frozen=True):
+    """The p50, in microseconds, of a trial on the front where all of the front took turns, after the last trial."""
+
+    latency_us: float
+    spread: float
+    calls: int
+
+
 class Row(Frozen, frozen=True):
     """One trial; `val_accuracy` is the best of the float network, `passed` the limits that the trial is over.
 
-    `command` and `folder`, what is kept of it, are given for the front only.
+    `command` and `folder`, what is kept of it, are given for the front only, and so is `together`, where its file is on
+    this machine. The front is chosen by `int8`, which was measured in the trial.
     """
 
     number: int
@@ -50,6 +59,7 @@ class Row(Frozen, frozen=True):
     front: bool = False
     command: str | None = None
     folder: str | None = None
+    together: Together | None = None
 
 
 class SearchReport(Frozen, frozen=True):

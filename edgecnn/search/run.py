@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgecnn.data import Dataset
-from edgecnn.errors import DataError, TrainingError, UsageError
+from edgecnn.errors import DataError, EdgecnnError, TrainingError, UsageError
 from edgecnn.files import write_atomic
-from edgecnn.search.result import Row, SearchReport, pareto_front, row_of
+from edgecnn.search.result import Row, SearchReport, Together, pareto_front, row_of
 from edgecnn.search.space import Space, default_sizes, train_command
 from edgecnn.search.study import (
     DATABASE,
@@ -26,6 +28,7 @@ from edgecnn.search.study import (
     open_study,
     shown_storage,
 )
+from edgecnn.search.together import measure_together, open_files
 from edgecnn.search.trial import Images, Plan, run_trial
 from edgecnn.spec import to_json
 
@@ -54,13 +57,15 @@ def search(
     of what `edgecnn train` would take, and replaces `plan.epochs`. An interrupted search writes what it has.
 
     Raises:
-        UsageError: nothing is within the limits, the storage cannot be used, or `out` holds something else.
+        UsageError: nothing is within the limits, the target has no int8, the storage cannot be used, or `out` holds something else.
         DataError: the data cannot be opened.
         TrainingError: none of all trials ended well.
     """
     from edgecnn.training.recipe import Recipe
     from edgecnn.training.run import check_device
 
+    if plan.target == "cuda":
+        raise UsageError("--target cuda: has no int8 to search by; use another, such as any")
     if trials < 1:
         raise UsageError(f"--trials {trials}: at least 1")
     check_device(plan.device)
@@ -87,8 +92,10 @@ def search(
     say(f"{plan.epochs} epochs a trial (edgecnn train would take {usual}); image sizes {', '.join(map(str, space.sizes))}")  # fmt: skip
     try:
         _add_trials(study, trials, plan, space, images, out, keep_all, say)
-    finally:
-        report = _finish(study, report, plan, out, keep_all)
+    except BaseException:
+        _finish(study, report, plan, out, keep_all)
+        raise
+    report = _finish(study, report, plan, out, keep_all, *_front_together(study, plan, out, keep_all, say))
     if not any(row.state == "complete" for row in report.rows):
         failed = [row.reason for row in report.rows if row.state == "failed"]
         raise TrainingError(f"{out}: no trial ended well; the first: {failed[0] if failed else report.rows[0].reason}")
@@ -195,14 +202,38 @@ def _sweep(out: Path, rows: Iterable[Row], keep_all: bool) -> None:
             shutil.rmtree(out / TRIALS / f"{row.number:03d}", ignore_errors=True)
 
 
-def _finish(study: Study, report: SearchReport, plan: Plan, out: Path, keep_all: bool) -> SearchReport:
+def _front_together(
+    study: Study, plan: Plan, out: Path, keep_all: bool, say: Callable[[str], None]
+) -> tuple[dict[int, Together], tuple[str, ...]]:
+    """Measure what is here of the front, all at one time; give latencies by trial and what to be warned of."""
+    with ExitStack() as stack:
+        with locked(out):  # until they are loaded nobody may sweep them away
+            rows = _rows(study, plan, out)
+            _sweep(out, rows, keep_all)
+            files = {row.number: file for row in rows if row.folder for file in (out / row.folder).glob("*.onnx")}
+            try:
+                sessions = stack.enter_context(open_files(files))
+            except EdgecnnError as error:
+                return {}, (f"the front could not be measured together: {error}",)
+        say(f"measuring the front together: {len(sessions)} files, in turns")
+        found, doubts = measure_together(sessions, plan.latency_seconds)
+    if not doubts:
+        return found, ()
+    return found, (f"the front was measured together on an unsteady machine: {doubts[0]}",)
+
+
+def _finish(
+    study: Study, report: SearchReport, plan: Plan, out: Path, keep_all: bool,
+    together: Mapping[int, Together] = MappingProxyType({}), warned: tuple[str, ...] = (),
+) -> SearchReport:  # fmt: skip
     """Write the table and the picture of the whole study, whoever ran its trials."""
     from edgecnn.report.search import plot_front
 
     with locked(out):
         rows = _rows(study, plan, out)
         _sweep(out, rows, keep_all)
-        report = msgspec.structs.replace(report, rows=rows, warnings=_warnings(rows))
+        rows = tuple(msgspec.structs.replace(row, together=together.get(row.number) if row.front else None) for row in rows)  # fmt: skip
+        report = msgspec.structs.replace(report, rows=rows, warnings=(*_warnings(rows), *warned))
         write_atomic(out / REPORT, to_json(report))
         write_atomic(out / PICTURE, plot_front(report))
     return report

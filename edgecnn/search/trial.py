@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edgecnn import host, registry
-from edgecnn.assemble import CALIBRATION_IMAGES
+from edgecnn import host
 from edgecnn.backends.base import CheckedSession, SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency
 from edgecnn.bench.trust import judge_trust
 from edgecnn.data import DataOptions, Dataset, open_data
-from edgecnn.errors import DataError, ExportError
-from edgecnn.exporter import Exported, Exporter, ExportRequest
+from edgecnn.errors import DataError
+from edgecnn.exporter import Exported
 from edgecnn.files import folder_atomic
 from edgecnn.parity.compare import run_all
 from edgecnn.runs import CHECKPOINT
+from edgecnn.search.export import export_int8
 from edgecnn.search.result import Measured
 from edgecnn.search.space import Cost, Limits, Settings, Space
 from edgecnn.search.study import TRIALS
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 PEERS = 4  # finished trials, no deeper and at no more MACs, before one is given up for being behind them
 WARM_UP = 0.3  # share of the epochs in which nothing is given up: the rate still rises and says little
-_EXPORTERS = ("onnx", "onnx-int8")
 _ARTIFACT = "int8"
 
 
@@ -118,7 +117,7 @@ def _run(
     dataset = images.at(settings.image_size)
     with folder_atomic(folder / TRIALS / f"{trial.number:03d}") as work:
         train_trial(work, settings, plan, dataset, _watch(trial, settings, cost, plan))
-        exported = export_trial(work, plan, dataset)
+        exported = export_int8(work, dataset, plan.target, plan.options.seed)
         int8 = measure_trial(exported, plan, dataset)
         for name, share in plan.limits.excess(cost, int8.latency_us).items():
             if name == "latency":
@@ -198,30 +197,6 @@ def train_trial(
     trained = fit(net, dataset, recipe, plan.device, lambda epoch, _net: on_epoch(epoch))
     header = Header(model=model, preprocess=dataset.preprocess, labels=dataset.labels)
     save_checkpoint(work / CHECKPOINT, trained.net, header)
-
-
-def export_trial(work: Path, plan: Plan, dataset: Dataset) -> Exported:
-    """Export to int8, calibrated on training images, and leave nothing beside it but the checkpoint.
-
-    Raises:
-        ExportError: there is no int8 file that holds what it should.
-    """
-    count = min(CALIBRATION_IMAGES, len(dataset.train))
-    chosen = np.random.default_rng(plan.options.seed).choice(len(dataset.train), count, replace=False)
-    calibration = dataset.train.take(np.sort(chosen))
-    written: dict[str, Exported] = {}
-    for name in _EXPORTERS:
-        exporter: Exporter = registry.get(registry.EXPORTERS, name)
-        paths = {artifact: one.path for artifact, one in written.items()}
-        written[exporter.artifact] = exporter.export(
-            ExportRequest(work / CHECKPOINT, work, calibration, plan.target, written=paths)
-        )
-    if _ARTIFACT not in written:
-        raise ExportError(f"none of the exporters {', '.join(_EXPORTERS)} wrote {_ARTIFACT}")
-    for other in work.iterdir():
-        if other not in (work / CHECKPOINT, written[_ARTIFACT].path):
-            other.unlink()
-    return written[_ARTIFACT]
 
 
 def measure_trial(exported: Exported, plan: Plan, dataset: Dataset) -> Measured:
