@@ -13,7 +13,7 @@ from edgecnn.cli.options import say
 if TYPE_CHECKING:
     from edgecnn.training.loop import Epoch
 
-_LINES = 10  # where there is no terminal
+_LINES, _SILENCE = 10, 2.0  # where there is no terminal: at least so many, and seconds after which there is another
 
 
 @contextmanager
@@ -35,13 +35,16 @@ def training_progress(epochs: int) -> Iterator[Callable[[Epoch], None]]:
 
 
 def _plain(epochs: int) -> Callable[[Epoch], None]:
-    start, done = time.perf_counter(), 0
+    start = said = time.perf_counter()
+    done = 0
 
     def on_epoch(epoch: Epoch) -> None:
-        nonlocal done
+        nonlocal done, said
         done += 1  # which is less than the epoch's number where a training goes on
-        if epoch.number % max(1, epochs // _LINES) == 0 or epoch.number == epochs:
-            left = (time.perf_counter() - start) / done * (epochs - epoch.number)
+        now = time.perf_counter()
+        if epoch.number % max(1, epochs // _LINES) == 0 or epoch.number == epochs or now - said >= _SILENCE:
+            said = now
+            left = (now - start) / done * (epochs - epoch.number)
             say(f"epoch {epoch.number}/{epochs}  {_describe(epoch)}  {left:.0f} s left")
 
     return on_epoch
