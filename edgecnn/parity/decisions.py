@@ -102,7 +102,7 @@ def judge_decisions(
 def _explain(
     verdict: Verdict, lost: int, gained: int, n: int, low: float, high: float, needed: int | None, tolerance: Tolerance
 ) -> str:
-    budget, sure = f"{tolerance.max_drop * 100:.2f}", f"{tolerance.confidence:.0%}"
+    budget, sure = f"{tolerance.max_drop * 100:.2f}", f"{tolerance.confidence * 100:.4g}%"
     seen = f"of {n} images {lost} lost and {gained} gained: the drop is {(lost - gained) / n * 100:+.2f} points"
     if verdict is Verdict.PASS:
         exact = 1 - (1 - tolerance.confidence) ** (1 / n)

@@ -158,6 +158,25 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return inferred
 
 
+def average_planes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write an AveragePool over the whole plane as GlobalAveragePool, which is quantized with a range of its own.
+
+    ONNX Runtime's quantizer gives AveragePool its input's range, of which means fill a fifth: 1 to 7 dB of error.
+    """
+    values = (*model.graph.input, *model.graph.value_info)
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
+    for node in model.graph.node:
+        if node.op_type != "AveragePool":
+            continue
+        found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plane = shapes.get(node.input[0], [])[2:]
+        plain = not any(found.get("pads", ())) and found.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        if plane and list(found["kernel_shape"]) == plane and plain:
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:]
+    return model
+
+
 STEPS: dict[str, Step] = {
     "reading weights and functions": tidy,
     "folding": fold,
@@ -165,6 +184,7 @@ STEPS: dict[str, Step] = {
     "putting HardSwish together": fuse_hard_swish,
     "naming": name_all,
     "inferring shapes": infer_shapes,
+    "averaging whole planes": average_planes,
 }
 
 

@@ -147,6 +147,7 @@ def _changes(before: onnx.ModelProto, after: onnx.ModelProto, files: tuple[Path,
         _count(old["BatchNormalization"] - new["BatchNormalization"], "batch norm", "folded into convolutions"),
         f"{' and '.join(removed)} removed" if removed else "",
         _count(new["HardSwish"] - old["HardSwish"], "hard swish", "put together", "es"),
+        _count(new["GlobalAveragePool"] - old["GlobalAveragePool"], "average", "over a whole plane made global"),
         _count(unnamed, "node", "named"),
     ]
     return tuple(filter(None, said))

@@ -520,3 +520,27 @@ def test_a_comparison_of_nothing_is_no_pass(tmp_path: Path, monkeypatch: pytest.
     longer.graph.node.append(helper.make_node("Concat", ["inner", "inner"], ["scores"], axis=1))
     longer.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
     assert source.difference(answers, longer.SerializeToString()) == np.inf
+
+
+@pytest.mark.parametrize(("kernel", "pads", "becomes"), [((6, 5), (0, 0, 0, 0), "GlobalAveragePool"), ((3, 5), (0, 0, 0, 0), "AveragePool"), ((6, 5), (1, 0, 1, 0), "AveragePool")])  # fmt: skip
+def test_an_average_over_the_whole_plane_is_made_global(
+    kernel: tuple[int, int], pads: tuple[int, ...], becomes: str, tmp_path: Path
+) -> None:
+    """An AveragePool whose only window is the plane becomes GlobalAveragePool, which the change says; others stay."""
+    make = onnx.helper
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    graph = make.make_graph(
+        [
+            make.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+            make.make_node("AveragePool", ["c"], ["y"], kernel_shape=kernel, pads=pads),
+        ],
+        "g",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 6, 5])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    source = read_source(tmp_path / "net.onnx")
+    assert source.model.graph.node[-1].op_type == becomes
+    assert any("made global" in change for change in source.changes) == (becomes == "GlobalAveragePool")
