@@ -610,7 +610,7 @@ def test_a_crash_is_not_hidden(bundle_folder: Path, golden: Path, monkeypatch: p
 
 
 def interrupt_training(run: Path) -> tuple[int, str, str]:
-    """Start a long training, press Ctrl-C once there is a checkpoint, and return exit code, stdout and stderr."""
+    """Start a long training, press Ctrl-C once its state is saved, and return exit code, stdout and stderr."""
     command = [sys.executable, "-m", "edgecnn", "train", "digits", "-o", str(run), *TINY[2:], "--epochs", "100000"]
     process = subprocess.Popen(
         command,
@@ -622,9 +622,9 @@ def interrupt_training(run: Path) -> tuple[int, str, str]:
     )
     try:
         end = time.monotonic() + 60
-        while not (run / "model.safetensors").exists():
+        while not (run / "resume.pt").exists():  # which follows the checkpoint
             assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end, "no checkpoint in a minute"
+            assert time.monotonic() < end, "no state in a minute"
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
