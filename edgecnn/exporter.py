@@ -31,7 +31,7 @@ class ExportRequest:
     opset: int | None = None
     written: Mapping[str, Path] = field(default_factory=dict)
     validation: tuple[Pixels, npt.NDArray[np.int64]] | None = None
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = field(default_factory=Tolerance)
     force: bool = False
     say: Callable[[str], None] = lambda text: None
 

@@ -45,7 +45,7 @@ def command(
     from edgecnn.quantization import require
 
     require()
-    from edgecnn.quantization.recipe import resolve_target
+    from edgecnn.quantization.recipe import precision_for, resolve_target
     from edgecnn.quantization.run import QuantizeOptions, quantize_model
     from edgecnn.quantization.source import read_source
     from edgecnn.quantization.sources import open_feeds
@@ -53,17 +53,17 @@ def command(
     from edgecnn.report.quantization import quantization_text, write_quantization_page
     from edgecnn.spec import Tolerance
 
+    inputs, chosen = make_input_options(options), resolve_target(target)
+    precision_for(chosen, precision)  # a mistake in the words is said before anything is read
     source = read_source(model)
     for change in source.changes:
         say(change)
-    given = open_feeds(
-        calibrate, evaluate, source.model, make_input_options(options), options["images"], options["seed"]
-    )
+    given = open_feeds(calibrate, evaluate, source.model, inputs, options["images"], options["seed"])
     for line in given.skipped:
         say(f"skipped: {line}")
     say(given.statement)
     wanted = QuantizeOptions(
-        target=resolve_target(target), precision=precision, tolerance=Tolerance(max_drop=max_drop),
+        target=chosen, precision=precision, tolerance=Tolerance(max_drop=max_drop),
         qat_epochs=options["qat_epochs"], stop_after=options["stop_after"],
     )  # fmt: skip
     folder = report_folder(out)

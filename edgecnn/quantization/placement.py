@@ -67,7 +67,9 @@ def search_placement(
     """
     layers = [layer.node for layer in layers_of(model)]
     known: dict[Floats, Placement] = {}
-    wanted: Iterable[Floats] = [*_first_generation(model), *(_by_profile(model, ranges, recipe, yardstick) if measured else ())]  # fmt: skip
+    # First what the profiler suggests: a large net has more layers than a generation has places.
+    suggested = _by_profile(model, ranges, recipe, yardstick) if measured else []
+    wanted: Iterable[Floats] = [frozenset(), *suggested, *_first_generation(model)]
     for generation in range(_GENERATIONS if measured else 1):
         fresh = [floats for floats in dict.fromkeys(wanted) if floats not in known and len(floats) < len(layers)][
             :_MOST
@@ -113,7 +115,7 @@ def _next_generation(parents: list[Placement]) -> list[Floats]:
     sets = [frozenset(parent.floats) for parent in parents]
     joined = [one | other for index, one in enumerate(sets) for other in sets[index + 1 :]]
     fewer = [floats - {node} for floats in sets for node in sorted(floats)]
-    return [*joined, *fewer]
+    return [*joined[: _MOST // 2], *fewer, *joined[_MOST // 2 :]]
 
 
 def _parents(tried: Iterable[Placement]) -> list[Placement]:

@@ -44,7 +44,7 @@ class QuantizeOptions(Frozen, frozen=True):
 
     target: Target = "any"
     precision: Precision | None = None
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = msgspec.field(default_factory=Tolerance)
     qat_epochs: int = 2
     stop_after: str | None = None
 
