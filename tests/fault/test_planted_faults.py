@@ -338,35 +338,35 @@ def test_swapped_colours_fail(reference: BackendRef | None, colour_bundle: Path,
     assert re.search(NOISE, report.cells[0].computation.reason)
 
 
-def _scale(pattern: str, factor: float, everywhere: bool = False) -> Edit:
-    """Change the last scale whose name ends in `pattern`, in its first channel or in all."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith(pattern)]
-
-        def change(value: Array) -> Array:
-            flat = value.reshape(-1)
-            flat[: flat.size if everywhere else 1] *= factor
-            return flat.reshape(value.shape)
-
-        _change(model, names[-1], change)
-
-    return edit
+def _dequantized(model: onnx.ModelProto, kind: str, place: int) -> onnx.NodeProto:
+    """Find what dequantizes an input of the last node of a kind: 0 is the activation, 1 the weights."""
+    wanted = _nodes(model, kind)[-1].input[place]
+    return next(node for node in _nodes(model, "DequantizeLinear") if node.output[0] == wanted)
 
 
-def _negate_largest(model: onnx.ModelProto) -> None:
-    _change(model, "net.head.weight_quantized", lambda value: _set(value, _largest(value), -value[_largest(value)]))
+def _scale(kind: str, place: int, factor: float, everywhere: bool = False) -> Edit:
+    """Change the scale of an input of the last node of a kind, in its first channel or in all."""
+
+    def change(value: Array) -> Array:
+        flat = value.reshape(-1)
+        flat[: flat.size if everywhere else 1] *= factor
+        return flat.reshape(value.shape)
+
+    return lambda model: _change(model, _dequantized(model, kind, place).input[1], change)
+
+
+def _weights(kind: str, change: Callable[[Array], Array]) -> Edit:
+    """Change the int8 weights of the last node of a kind."""
+    return lambda model: _change(model, _dequantized(model, kind, 1).input[0], change)
 
 
 INT8_FAULTS: dict[str, Edit] = {
-    "scale of an activation": _scale("relu_1_scale", 2.0),
-    "scale of the head's weights, one class": _scale("head.weight_scale", 1.2),
-    "scale of the head's weights": _scale("head.weight_scale", 1.05, everywhere=True),
-    "scale of a convolution's weights": _scale("layers.2.0.weight_scale", 1.1, everywhere=True),
-    "one weight's sign": _negate_largest,
-    "kernel transposed": lambda model: _change(
-        model, "net.layers.2.0.weight_quantized", lambda value: value.transpose(0, 1, 3, 2)
-    ),
+    "scale of an activation": _scale("Gemm", 0, 2.0),
+    "scale of the head's weights, one class": _scale("Gemm", 1, 1.2),
+    "scale of the head's weights": _scale("Gemm", 1, 1.05, everywhere=True),
+    "scale of a convolution's weights": _scale("Conv", 1, 1.1, everywhere=True),
+    "one weight's sign": _weights("Gemm", lambda value: _set(value, _largest(value), -value[_largest(value)])),
+    "kernel transposed": _weights("Conv", lambda value: value.transpose(0, 1, 3, 2)),
 }
 
 
@@ -384,7 +384,7 @@ def test_a_fault_in_the_int8_artifact_fails(fault: str, bundle_copy: Path) -> No
 
 def test_a_scale_that_is_not_finite_fails(bundle_copy: Path) -> None:
     """A NaN among an int8 artifact's scales is a FAIL."""
-    plant(bundle_copy, "int8", _scale("head.weight_scale", float("nan")))
+    plant(bundle_copy, "int8", _scale("Gemm", 1, float("nan")))
     report = check(bundle_copy, "int8", None)
     assert report.verdict is Verdict.FAIL
     assert "not finite" in report.cells[0].computation.reason
