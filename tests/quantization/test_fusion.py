@@ -145,11 +145,11 @@ def test_an_output_of_the_model_is_float(activated: bool) -> None:
 def test_a_reader_in_float_is_named() -> None:
     """What reads a layer's output before it is quantized is told, each kind once, in the order of the alphabet."""
     model = built()
-    for op in ("Softplus", "Abs", "Softplus"):
+    for op in ("Softplus", "Tanh", "Abs", "Neg", "Exp", "Softplus"):
         name = f"{op}{len(model.graph.node)}"
         model.graph.node.append(helper.make_node(op, ["br"], [name], name=name))
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    assert told(prove_fusion(model))["b"] == "its output is read in float by Abs, Softplus"
+    assert told(prove_fusion(model))["b"] == "its output is read in float by Abs, Exp, Neg, Softplus, Tanh"
 
 
 def test_an_operator_without_a_kernel_is_told() -> None:

@@ -286,6 +286,8 @@ def test_a_finished_climb_measures_nothing_again(
     first = climbed(workshop, Judge(LOSSES), State(tmp_path, "key"), place=True)
     assert told(first)[3:-1] == ["c in float", f"{told(first)[4].partition(' ')[0]} in float"]
     asked, judge = workshop.yardstick.asked, Judge(LOSSES)  # type: ignore[attr-defined]
+    unmade = [Remedy(name, lambda workshop, best: 1 / 0) for name in ("one", "two")]  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(module, "remedies", lambda: unmade)
     again = climbed(workshop, judge, State(tmp_path, "key"), place=True)
     assert judge.asked == []
     assert workshop.yardstick.asked == asked  # type: ignore[attr-defined]

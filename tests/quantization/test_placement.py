@@ -266,11 +266,12 @@ def test_a_net_of_one_layer_has_one_placement(measured: bool, monkeypatch: pytes
     assert search.chosen.front
 
 
-def test_a_net_without_a_plain_convolution_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_net_without_a_plain_convolution_is_placed(measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transposed convolutions are layers as any; all of them in int8 is still what the others are held against."""
     nodes = [graphs.node("ConvTranspose", "x w", "t"), graphs.node("ConvTranspose", "t w", "y")]
-    world = World(ratio=sums({"t": -0.1}, 0.6), sqnr_db=lambda floats: 30.0)
-    search = world.search(graphs.graph(nodes, (1, 2, 2), w=np.ones((1, 1, 1, 1))), monkeypatch)
+    world = World(ratio=sums({"t": -0.1}, 0.6), sqnr_db=sums({"t": 2.0}, 30.0))
+    search = world.search(graphs.graph(nodes, (1, 2, 2), w=np.ones((1, 1, 1, 1))), monkeypatch, measured)
     assert search.chosen.floats == ("t",)
     assert tried(search) == {frozenset(), frozenset({"t"}), frozenset({"y"})}
 

@@ -101,6 +101,25 @@ def test_ranks_of_the_interval_hold_the_median_at_95_percent() -> None:
         assert found.ratio == (n + 1) / 2
 
 
+def test_nobody_always_runs_behind_the_same_neighbour(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order shifts by one each round, so that each takes every place as often as the others."""
+    order: list[str] = []
+
+    def round_of(session: Fake, feeds: Mapping[str, Any]) -> float:
+        order.append(names[id(session)])
+        return session.seconds
+
+    sessions = {name: Fake(clock, MILLISECOND) for name in ("one", "two", "float")}
+    names = {id(session): name for name, session in sessions.items()}
+    monkeypatch.setattr(module, "_round", round_of)
+    race(sessions, "float", {}, seconds=0)
+    rounds = [order[start : start + 3] for start in range(0, len(order), 3)]
+    assert len(rounds) == 12
+    assert all(sorted(each) == sorted(sessions) for each in rounds)
+    for place in range(3):
+        assert [each[place] for each in rounds].count("float") == 4
+
+
 def test_only_rounds_of_both_are_compared() -> None:
     """A candidate that stopped early is held against the rounds it took part in, not against later ones."""
     found = speed_of([2.0] * 12, [1.0] * 12 + [100.0] * 50)

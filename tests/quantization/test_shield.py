@@ -26,9 +26,9 @@ def between(kind: str) -> onnx.ModelProto:
     weights = {"f.weight": rng.normal(0, 0.3, (channels, 3, 3, 3)), "m.bias": rng.normal(0, 0.1, 6)}
     if "Gemm" in kind:
         first += [graphs.node("GlobalAveragePool", "fr", "p"), graphs.node("Flatten", "p", "given")]
-        weights |= {"m.weight": rng.normal(0, 0.4, (6, 6)) * loud, "l.weight": rng.normal(0, 0.4, (4, 6)) / loud}
-        if kind == "Gemm":
-            weights["m.weight"] = weights["m.weight"].T
+        table = rng.normal(0, 0.4, (6, 5)) * loud[:5]  # six inputs, five outputs
+        weights |= {"m.weight": table.T if kind == "Gemm" else table, "m.bias": rng.normal(0, 0.1, 5)}
+        weights["l.weight"] = rng.normal(0, 0.4, (4, 5)) / loud[:5]
         middle = graphs.node("Gemm", "given m.weight m.bias", "m", transB=int(kind == "Gemm"))
         last = graphs.node("Gemm", "mr l.weight", "y", transB=1)
     else:
