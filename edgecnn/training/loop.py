@@ -1,4 +1,4 @@
-"""The training loop: the averaged weights that were best by validation; every step depends on seed and number alone."""
+"""The training loop: averaged weights, chosen by validation; every step depends on seed and number alone."""
 
 from __future__ import annotations
 
@@ -58,10 +58,21 @@ class Progress:
     epoch_seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
 
+    def keeps(self, accuracy: float, images: int) -> bool:
+        """Say whether an epoch's weights replace those kept: they do unless clearly worse than the best so far.
+
+        Clearly is by more than the best accuracy's own standard error on so many validation images (Breiman et al.
+        1984, the one-standard-error rule). The highest of many accuracies is mostly luck, and the rate falls: of
+        epochs that the images cannot tell apart the last is the better one.
+        """
+        best = max((row.val_accuracy for row in self.history), default=0.0)
+        return accuracy >= best - math.sqrt(best * (1 - best) / max(1, images))
+
     @property
-    def rank(self) -> tuple[float, float]:
-        """Give what the best epoch so far is better by: accuracy, then the lower loss."""
-        return max(((row.val_accuracy, -row.val_loss) for row in self.history), default=(-1.0, -math.inf))
+    def idle(self) -> int:
+        """Count the epochs since the last that was better than all before it: in accuracy, then in loss."""
+        ranks = [(row.val_accuracy, -row.val_loss) for row in self.history]
+        return len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class Training:
         on_epoch: Callable[[Epoch, nn.Module], None] = lambda epoch, net: None,
         save: Callable[[Training], None] = lambda training: None,
     ) -> Trained:
-        """Train to the end and return the weights that were best on the validation images (ties: the lower loss).
+        """Train to the end and return the last weights that the validation images do not show to be worse than others.
 
         `on_epoch` is called after each epoch with the averaged network, then `save`, which is called between steps too.
 
@@ -201,7 +212,7 @@ class Training:
         val_loss, val_accuracy = self._validate()
         if not math.isfinite(val_loss):
             raise TrainingError(f"the validation loss became {val_loss}: use a smaller --lr (it is {self.peak:g})")
-        best = (val_accuracy, -val_loss) > progress.rank
+        best = progress.keeps(val_accuracy, len(self.dataset.val))
         if best:
             self.best = copy.deepcopy(self.average.net.state_dict())
         seconds = progress.epoch_seconds + time.perf_counter() - began
@@ -235,10 +246,8 @@ class Training:
         return loss, right
 
     def _patience_is_over(self) -> bool:
-        history, patience = self.progress.history, self.recipe.patience
-        if patience is None or not history:
-            return False
-        return len(history) - max(row.number for row in history if row.best) >= patience
+        patience = self.recipe.patience
+        return patience is not None and self.progress.idle >= patience
 
 
 def fit(
