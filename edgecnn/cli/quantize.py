@@ -34,7 +34,7 @@ def command(
     """Quantize MODEL, any float ONNX CNN, and refuse where that does not pay.
 
     Which layers stay in float is searched by measuring. Where accuracy falls out of the budget, remedies are tried one
-    after another: other ranges, bias correction, equalization, more layers in float, training under rounding. Ctrl-C
+    after another: other ranges, equalization, bias correction, more layers in float, training under rounding. Ctrl-C
     stops, and the same command goes on. A file that is less accurate than allowed, not faster than float where the
     target is this machine, or not smaller is not written, and the exit code is 3.
 

@@ -60,8 +60,8 @@ def search_placement(
 ) -> Search:
     """Try placements in generations and choose one.
 
-    The first generation leaves in float nothing, each layer by itself, and the first and last layers in all small
-    combinations; each further one joins the best with one another and takes single layers back. In each, candidates
+    The first generation leaves in float nothing, what ONNX Runtime's profiler saw gain least by int8, the first and last
+    layers in all small combinations, and each layer by itself; each further one joins the best with one another and takes single layers back. In each, candidates
     take turns on the clock, and one stops as soon as another is clearly faster at no greater error.
     `measured` False, for a target that is not this machine, goes by error alone and keeps to the first generation.
     """
