@@ -595,8 +595,8 @@ def test_a_whole_climb_fits_into_the_manifest(request_for: RequestFor) -> None:
         details = OnnxInt8Exporter().export(request).details
     rungs = details["rungs"]
     names = [rung["name"] for rung in rungs]
-    assert names[:5] == ["min-max", "entropy", "percentile", "mse", "bias correction"]
-    assert names[-1] == "QAT"
+    assert (names[0], names[-1]) == ("min-max", "QAT")
+    assert {"entropy", "percentile", "mse", "bias correction", "equalization"} < set(names)
     assert rungs[-1]["note"] == "no training images were given"
     climbed = [rung for rung in rungs if rung["decisions"] is not None]
     assert len(climbed) > 4
@@ -784,8 +784,12 @@ def test_tensorrt_gets_symmetric_int8(
         assert zero_point.dtype == np.int8
         assert not zero_point.any()
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    in_float = layers_in_float(model)  # chosen by error alone, since no clock of this machine counts
     assert len(layers) == LAYERS
-    for node in layers:
+    assert len(in_float) <= 1
+    for number, node in enumerate(layers):
+        if number in in_float:
+            continue
         assert arrays[node.input[2]].dtype == np.float32
         assert np.abs(arrays[makers[node.input[1]].input[0]].astype(int)).max() == 127
     converted = onnx.version_converter.convert_version(model, 19)
@@ -830,6 +834,26 @@ def test_a_file_unlike_its_source_is_refused(
     change(changed)
     with pytest.raises(ExportError):
         check_like(changed.SerializeToString(), source)
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("exporter", [OnnxInt8Exporter(), OnnxFp16Exporter()], ids=["int8", "fp16"])
+def test_what_the_quantizer_breaks_is_not_written(
+    exporter: OnnxInt8Exporter | OnnxFp16Exporter, request_for: RequestFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model made has a fixed batch, which no checker of ONNX minds, the export stops and leaves no file."""
+    real = run.quantize_model
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        model, report = real(*arguments, **options)
+        change_batch(model)
+        return model, report
+
+    monkeypatch.setattr(run, "quantize_model", broken)
+    request = request_for()
+    with pytest.raises(ExportError, match="another signature"):
+        exporter.export(request)
+    assert not list(request.folder.iterdir())
 
 
 @pytest.mark.usefixtures("steady")

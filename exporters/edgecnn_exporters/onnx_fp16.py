@@ -45,8 +45,9 @@ class OnnxFp16Exporter:
             read_source(request.written["fp32"]), calibration, judged, options, say=request.say
         )
         path = request.folder / "fp16.onnx"
-        path.write_bytes(model.SerializeToString())
-        check_like(path.read_bytes(), onnx.load(str(request.written["fp32"])))
+        data = model.SerializeToString()
+        check_like(data, onnx.load(str(request.written["fp32"])))
+        path.write_bytes(data)
         details = msgspec.to_builtins(report)
         del details["host"], details["decisions"]["flips"]
         target = request.target if request.target in ("cuda", "tensorrt") else "any"

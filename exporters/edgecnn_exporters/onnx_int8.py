@@ -69,8 +69,9 @@ class OnnxInt8Exporter:
             )
         path = request.folder / "int8.onnx"
         onnx.checker.check_model(model, full_check=True)
-        path.write_bytes(model.SerializeToString())
-        check_like(path.read_bytes(), onnx.load(str(request.written["fp32"])))
+        data = model.SerializeToString()
+        check_like(data, onnx.load(str(request.written["fp32"])))
+        path.write_bytes(data)
         details = {**_details(report), "forced": refused}
         return Exported(path=path, format="onnx", precision="int8", target=request.target, details=details)
 

@@ -11,21 +11,30 @@ from common import demo_bundle, print_machine
 from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle
+from edgecnn.quantization import qdq
+from edgecnn.quantization.feeds import from_arrays
+from edgecnn.quantization.recipe import recipe_for
+from edgecnn.quantization.rungs import Workshop
+from edgecnn.quantization.source import read_source
+from edgecnn.quantization.yardstick import Yardstick
 from edgecnn.spec import Artifact, BackendRef
-from edgecnn_exporters import onnx_int8
 
 
 def main() -> None:
     """Quantize the demo's net with and without feeding pixels and time both, interleaved."""
     print_machine()
     bundle = Bundle.open(demo_bundle())
-    pixels, preprocess = bundle.goldens().pixels, bundle.manifest.preprocess
+    pixels = bundle.goldens().pixels
+    source = read_source(bundle.artifact("fp32").path).model
+    calibration, recipe = from_arrays({"image": pixels}), recipe_for("any")
+    ranges = Workshop(calibration, recipe, Yardstick(source, calibration)).ranges(source, "min-max")
+    made = {"pixels": qdq.quantize(source, ranges, recipe)}
+    with mock.patch.object(qdq, "feed_pixels"):
+        made["normalised"] = qdq.quantize(source, ranges, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{name}.onnx" for name in ("normalised", "pixels")}
-        source = bundle.artifact("fp32").path
-        onnx_int8.quantize(source, paths["pixels"], pixels, preprocess, reduced=True, first_in_float=False)
-        with mock.patch.object(onnx_int8, "_feed_pixels"):
-            onnx_int8.quantize(source, paths["normalised"], pixels, preprocess, reduced=True, first_in_float=False)
+        paths = {name: Path(folder) / f"{name}.onnx" for name in made}
+        for name, path in paths.items():
+            path.write_bytes(made[name].SerializeToString())
         ref, options = BackendRef(backend="onnxruntime"), SessionOptions(threads=1)
         sessions = {
             name: open_session(ref, Artifact(name=name, format="onnx", path=path), options)
