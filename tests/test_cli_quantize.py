@@ -118,7 +118,7 @@ def test_pictures_without_labels_will_do(tmp_path: Path) -> None:
         (("fp32.onnx", "--calibrate", "nowhere", "-o", "q.onnx"), "nowhere"),
         (("small.onnx", "--calibrate", "digits", "-o", "q.onnx"), "quantized"),
         (("fp32.onnx", "--calibrate", "digits", "-o", "q.onnx", "--mean", "a,b"), "--mean"),
-        (("fp32.onnx", "--calibrate", "digits", "-o", "q.onnx", "--layout", "nchw"), "layout"),
+        (("fp32.onnx", "--calibrate", "digits", "-o", "q.onnx", "--layout", "nchw"), "channels"),
         (("fp32.onnx", "--calibrate", "digits", "-o", "q.onnx", "--target", "cuda", "--precision", "int8"), "fp16"),
         (("fp32.onnx", "--calibrate", "empty", "-o", "q.onnx"), "empty"),
     ],

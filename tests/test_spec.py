@@ -178,7 +178,7 @@ def test_targets_are_those_of_the_type() -> None:
     """The list that the command line offers is the one that a manifest may hold."""
     decode = msgspec.json.Decoder(type=tuple[Any, ...]).decode
     assert decode(to_json(TARGETS)) == TARGETS
-    assert set(TARGETS) == {"any", "x86-64", "x86-64-vnni", "arm64"}
+    assert set(TARGETS) == {"any", "x86-64", "x86-64-vnni", "arm64", "cuda", "tensorrt"}
 
 
 def test_an_artifacts_bytes_are_held_to_their_hash(tmp_path: Path) -> None:
