@@ -99,13 +99,19 @@ def test_logits_are_those_that_numpy_computes(
     truth: npt.NDArray[np.float64],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Float32 backends are within rounding of float64, and int8 within a few hundredths of the signal."""
+    """Float32 backends are within rounding of float64, and int8 within a few hundredths of the signal.
+
+    Answers are the same, but for int8 where the two best are closer than its error.
+    """
     logits = session.run({"image": pixels})["logits"]
     error = np.sqrt(np.square(logits - truth).mean() / np.square(truth).mean())
     int8 = "int8" in request.node.callspec.params["session"]
     assert error < (0.1 if int8 else 1e-6)
-    digits = slice(0, 8)
-    assert (logits[digits].argmax(1) == truth[digits].argmax(1)).all()
+    changed = logits.argmax(1) != truth.argmax(1)
+    lead = np.diff(np.sort(truth, axis=1)[:, -2:], axis=1)[:, 0]
+    assert changed.mean() < (0.2 if int8 else 1e-6)
+    assert (lead[changed] < 2 * np.abs(logits - truth).max(1)[changed]).all()
+    assert (lead[:8] > 0.01 * np.abs(truth).max()).sum() > 4, "or no answer would be decided"
 
 
 def test_probabilities_are_the_softmax_of_logits(session: CheckedSession, pixels: npt.NDArray[np.uint8]) -> None:
