@@ -24,6 +24,7 @@ _DEEPEST = 4  # leading convolutions that are left in float together, at the mos
 _MOST = 48  # candidates of one generation
 _THRESHOLDS = 8  # placements that the profiler suggests, about
 _SAME = 0.02  # latencies that differ by less are the same: then the error decides
+_BYTES_A_DB = 0.02  # of the file that a dB less error may add
 _CLEARLY_DB = 1.0  # of error that a layer in float must save where latency is not measured
 _LEVEL_DB = 0.5  # of error that a faster placement may lose against all layers in int8
 
@@ -193,7 +194,7 @@ def _with_front(tried: list[Placement]) -> list[Placement]:
 
 
 def _choose(tried: list[Placement], ends: Collection[str]) -> tuple[Placement, str]:
-    """Choose the fastest that is about as exact as all layers in int8; of equally fast ones the most exact."""
+    """Choose the fastest that is about as exact as all layers in int8; of equally fast ones the most exact for its size."""
     base = next(one for one in tried if not one.floats)
     exact = [one for one in tried if one.sqnr_db >= base.sqnr_db - _LEVEL_DB]
     if base.speed is None:
@@ -205,8 +206,10 @@ def _choose(tried: list[Placement], ends: Collection[str]) -> tuple[Placement, s
         return chosen, "by error alone: the target is not this machine"
     quickest = min(one.speed.ratio for one in exact if one.speed)
     level = [one for one in exact if one.speed and one.speed.ratio <= quickest * (1 + _SAME)]
-    chosen = max(level, key=lambda one: one.sqnr_db)
+    smallest = min(one.bytes for one in level)
+    chosen = max(level, key=lambda one: one.sqnr_db - (one.bytes / smallest - 1) / _BYTES_A_DB)
     return (
         chosen,
-        f"the most exact of {len(level)} placements within {_SAME:.0%} of the fastest, of {len(tried)} measured",
+        f"the most exact of {len(level)} placements within {_SAME:.0%} of the fastest, of {len(tried)} measured; a dB is "
+        f"worth {_BYTES_A_DB:.0%} of the file",
     )

@@ -155,9 +155,9 @@ def saturation_line(layers: Iterable[LayerSaturation]) -> str:
         max(one.worst for one in every),
     )
     if not sums:
-        return "16-bit sums of x86 without VNNI: no layer adds products in pairs"
+        return "16-bit sums of x86 without VNNI, had weights all eight bits: no layer adds products in pairs"
     counted = f"{thousands(bad)} of {thousands(sums)} saturate" if bad else f"none of {thousands(sums)} saturates"
-    return f"16-bit sums of x86 without VNNI: {counted}; the largest is {thousands(worst)}, 32,767 fit"
+    return f"16-bit sums of x86 without VNNI, had weights all eight bits: {counted}; the largest is {thousands(worst)}, 32,767 fit"
 
 
 def saturating(layers: Iterable[LayerSaturation]) -> list[LayerSaturation]:
