@@ -28,7 +28,7 @@ def steady_races(
     """Race without a clock: the placement with these layers in float takes `FAST` of the float model's time.
 
     Every other placement takes `slow`, and what is made in the end `ratio`. `host` is what this machine is to be taken
-    for. The search ends with its first generation.
+    for. Nothing is profiled, and the search ends with its first generation.
     """
     from edgecnn.quantization import ladder, placement, run
     from edgecnn.quantization.race import Speed
@@ -46,6 +46,7 @@ def steady_races(
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(placement, "open_model", contextlib.nullcontext))
         stack.enter_context(mock.patch.object(placement, "race", placed))
+        stack.enter_context(mock.patch.object(placement, "layer_times", return_value={}))
         stack.enter_context(mock.patch.object(placement, "_GENERATIONS", 1))
         stack.enter_context(mock.patch.object(ladder, "race", timed))
         if host is not None:

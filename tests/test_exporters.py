@@ -576,7 +576,7 @@ def test_the_details_say_which_placement_was_taken(first_in_float: bool, int8: I
 
 def test_the_details_hold_the_front_of_the_placements(int8: Int8) -> None:
     """Of the placements measured, those are kept that no other one beats in latency, error and size at once."""
-    search = int8("any", True).details["search"]
+    search = int8("any", False).details["search"]  # where what is faster and what is more exact are not the same
     kept = search["tried"]
     costs = [(one["speed"]["ratio"], -one["sqnr_db"], one["bytes"]) for one in kept]
     assert search["measured"] >= 5  # of three layers: none, the ends in all combinations, the middle one
