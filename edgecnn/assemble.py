@@ -16,9 +16,9 @@ from edgecnn import __version__, host, registry
 from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle, BundleWriter, create_bundle
-from edgecnn.data import Dataset
+from edgecnn.data import Dataset, LabelledImages
 from edgecnn.errors import CheckpointError, ExportError, UsageError, VerdictError
-from edgecnn.exporter import Exported, Exporter, ExportRequest
+from edgecnn.exporter import Exported, Exporter, ExportRequest, Labelled
 from edgecnn.images import Pixels
 from edgecnn.manifest import SCHEMA_VERSION, ArtifactRecord, GoldensRecord, Manifest, Provenance
 from edgecnn.parity import ParityReport, Verdict, compare, default_refs
@@ -29,6 +29,7 @@ from edgecnn.spec import Artifact, BackendRef, Frozen, Preprocess, Target, Tenso
 GOLDEN_IMAGES = 32
 CALIBRATION_IMAGES = 256
 VALIDATION_IMAGES = 4096
+TUNING_IMAGES = 8192
 CLEARLY_FASTER = 0.95  # of the first artifact's latency, to take its place as the default
 _LATENCY_SECONDS = 1.0
 
@@ -65,9 +66,9 @@ def export_bundle(
         dataset.preprocess, scale=config.preprocess.scale, zero_point=config.preprocess.zero_point
     )
     calibration = _calibration(dataset, config.data_options.seed)
-    validation = _validation(dataset, config.data_options.seed)
+    validation, train = _tuning(dataset, config.data_options.seed)
     with create_bundle(out) as writer:
-        exported = _export_all(run, writer, options, calibration, validation, say)
+        exported = _export_all(run, writer, options, calibration, validation, train, say)
         say("recording goldens")
         goldens = _write_goldens(writer, exported, dataset, preprocess)
         manifest = _manifest(config, metrics, preprocess, exported, goldens, writer, out.name, options)
@@ -117,20 +118,23 @@ def _calibration(dataset: Dataset, seed: int) -> Pixels:
     return dataset.train.take(np.sort(chosen))
 
 
-def _validation(dataset: Dataset, seed: int) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """Take the validation images and, where they are few, training images with them: never test images.
+def _tuning(dataset: Dataset, seed: int) -> tuple[Labelled, Labelled]:
+    """Choose images to judge remedies by and, apart from those, images to train under rounding on: never test images.
 
-    What a net loses by rounding shows on images it was trained on too, and a handful of images would show nothing.
+    Where validation images are few, half of the training images judge too: what a net loses by rounding shows on images
+    it was trained on as well, and a handful of images would show nothing.
     """
-    parts = [
-        (dataset.val.take(np.arange(len(dataset.val))[:VALIDATION_IMAGES]), dataset.val.labels[:VALIDATION_IMAGES])
-    ]
-    count = min(VALIDATION_IMAGES - len(parts[0][1]), len(dataset.train))
-    if count > 0:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.train), count, replace=False))
-        parts.append((dataset.train.take(chosen), dataset.train.labels[chosen]))
-    pixels, labels = zip(*parts, strict=True)
-    return np.concatenate(pixels), np.concatenate(labels)
+    rng = np.random.default_rng(seed)
+    order, known = rng.permutation(len(dataset.train)), rng.permutation(len(dataset.val))[:VALIDATION_IMAGES]
+    count = min(VALIDATION_IMAGES - len(known), len(dataset.train) // 2)
+    judged = [_taken(dataset.val, known), _taken(dataset.train, order[:count])]
+    pixels, labels = zip(*judged, strict=True)
+    return (np.concatenate(pixels), np.concatenate(labels)), _taken(dataset.train, order[count:][:TUNING_IMAGES])
+
+
+def _taken(images: LabelledImages, indices: npt.NDArray[np.int64]) -> Labelled:
+    chosen = np.sort(indices)
+    return images.take(chosen), images.labels[chosen]
 
 
 def _export_all(
@@ -138,7 +142,8 @@ def _export_all(
     writer: BundleWriter,
     options: ExportOptions,
     calibration: Pixels,
-    validation: tuple[Pixels, npt.NDArray[np.int64]],
+    validation: Labelled,
+    train: Labelled,
     say: Callable[[str], None],
 ) -> dict[str, Exported]:
     """Run the exporters in order, each seeing what those before it wrote; the checkpoint goes in as it is."""
@@ -161,6 +166,7 @@ def _export_all(
             opset=options.opset,
             written={artifact: one.path for artifact, one in exported.items()},
             validation=validation,
+            train=train,
             tolerance=Tolerance(max_drop=options.max_drop),
             force=options.force,
             say=say,

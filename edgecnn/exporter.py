@@ -13,6 +13,8 @@ import numpy.typing as npt
 from edgecnn.images import Pixels
 from edgecnn.spec import Format, Target, Tolerance
 
+Labelled = tuple[Pixels, npt.NDArray[np.int64]]
+
 
 @dataclass(frozen=True)
 class ExportRequest:
@@ -20,7 +22,7 @@ class ExportRequest:
 
     `folder` is where to write; `written` holds the artifacts made before, by name; `calibration` is uint8 NHWC
     pixels of training images; `opset` None means the lowest the exporter emits faithfully. `validation` is pixels and
-    labels by which reduced precision is tuned, never test images; `tolerance` says what it may lose. `force` writes
+    labels by which remedies are judged, `train` others to train under rounding on, never test images; `tolerance` says what it may lose. `force` writes
     what does not pay. `say` is told of progress.
     """
 
@@ -30,7 +32,8 @@ class ExportRequest:
     target: Target = "any"
     opset: int | None = None
     written: Mapping[str, Path] = field(default_factory=dict)
-    validation: tuple[Pixels, npt.NDArray[np.int64]] | None = None
+    validation: Labelled | None = None
+    train: Labelled | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     force: bool = False
     say: Callable[[str], None] = lambda text: None

@@ -337,25 +337,35 @@ def test_the_cli_exits_with_three_when_parity_fails(run_folder: Path, out: Path,
     assert "onnxruntime:int8 decisions" in next(row for row in shown.stdout.splitlines() if row.startswith("forced"))
 
 
-def test_validation_images_are_never_test_images(run: Run) -> None:
-    """All validation images are taken, then training images with their labels, each once, up to a number."""
+def as_bytes(images: Any) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def test_images_to_judge_and_to_train_on_are_apart(run: Run) -> None:
+    """All validation images judge, and half of the training images with them; the other half trains; none is a test image."""
     dataset = run[2]
-    pixels, labels = assemble._validation(dataset, seed=0)
-    known = {image.tobytes(): int(label) for part in (dataset.val, dataset.train) for image, label in zip(part.pixels, part.labels, strict=True)}  # fmt: skip
-    test = {image.tobytes() for image in dataset.test.pixels}
-    assert len(pixels) == len(labels) == len(dataset.val) + len(dataset.train)
-    np.testing.assert_array_equal(pixels[: len(dataset.val)], dataset.val.pixels)
-    assert [known[image.tobytes()] for image in pixels] == labels.tolist()
-    assert not {image.tobytes() for image in pixels} & test
+    (judged, labels), (trained, taught) = assemble._tuning(dataset, seed=0)
+    assert len(judged) == len(labels) == len(dataset.val) + len(dataset.train) // 2
+    assert len(trained) == len(taught) == len(dataset.train) - len(dataset.train) // 2
+    known = {image: label for part in (dataset.train, dataset.val) for image, label in zip(as_bytes(part.pixels), part.labels.tolist(), strict=True)}  # fmt: skip
+    for images, names in ((judged, labels), (trained, taught)):
+        assert [known[image] for image in as_bytes(images)] == names.tolist()
+    test = set(as_bytes(dataset.test.pixels))
+    assert not set(as_bytes(judged)) & test
+    assert not set(as_bytes(judged)) & set(as_bytes(trained))
 
 
-def test_validation_images_are_not_without_number(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the number, validation images are cut off, or as many training images are added as it leaves room for."""
-    count = len(run[2].val)
-    for most in (count - 5, count + 7):
-        monkeypatch.setattr(assemble, "VALIDATION_IMAGES", most)
-        pixels, labels = assemble._validation(run[2], seed=0)
-        assert len(pixels) == len(labels) == most
+@pytest.mark.parametrize(("most", "judging"), [(10, 10), (200, 200)])
+def test_images_to_judge_are_not_without_number(
+    most: int, judging: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the number, validation images are left out at random, or as many training images are added as there is room."""
+    monkeypatch.setattr(assemble, "VALIDATION_IMAGES", most)
+    (judged, _), (trained, _) = assemble._tuning(run[2], seed=0)
+    assert len(judged) == judging
+    monkeypatch.setattr(assemble, "TUNING_IMAGES", 7)
+    assert len(assemble._tuning(run[2], seed=0)[1][1]) == 7
+    assert len(trained) > 7
 
 
 @pytest.mark.usefixtures("exporters")

@@ -19,7 +19,7 @@ from edgecnn.spec import TARGETS
     type=click.Choice(["host", *TARGETS]),
     default="any",
     show_default=True,
-    help="CPU that the int8 artifact is made for; `any` is safe on all of them.",
+    help="What reduced precision is made for: a CPU (`any` is safe on all), tensorrt, or cuda with --exporter onnx-fp16.",
 )
 @click.option("--opset", type=int, help="ONNX opset.  [default: 18, the lowest that is emitted faithfully]")
 @click.option(
@@ -31,7 +31,11 @@ from edgecnn.spec import TARGETS
     help="Artifacts to write, in order.",
 )
 @max_drop_option("1.0", "1.0")
-@click.option("--force", is_flag=True, help="Write the bundle although parity fails, and say so in its manifest.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write the bundle although parity fails or int8 does not pay, and say so in its manifest.",
+)
 @json_option
 def command(
     run: Path,
@@ -46,7 +50,8 @@ def command(
 ) -> None:
     """Export RUN to a bundle: fp32 and int8 ONNX, goldens, manifest.
 
-    Parity is checked before the bundle is written; if it fails nothing is written and the exit code is 3.
+    Parity is checked before the bundle is written; if it fails, or int8 is not faster on the very target it is made for,
+    nothing is written and the exit code is 3.
 
     \b
     Example:

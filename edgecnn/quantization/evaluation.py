@@ -59,7 +59,7 @@ class Evaluation:
         if labelled and right < _hardly_better(count) and len(truth) >= 10 * count:
             raise QuantizationError(
                 f"the float model answers {right:.1%} of the images as labelled, hardly better than chance: the classes are in "
-                "another order, or the images are not prepared as it wants (see --mean, --std, --layout, --order)"
+                "another order, the images are not prepared as it wants (see --mean, --std, --layout, --order), or it has learned nothing"
             )
         classes = labels_of(model) or ()
         if len(classes) != count:

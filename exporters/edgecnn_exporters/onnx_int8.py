@@ -57,7 +57,9 @@ class OnnxInt8Exporter:
         if request.validation is not None and len(request.validation[1]):
             judged = from_arrays({INPUT: request.validation[0]}, request.validation[1])
         options = QuantizeOptions(target=request.target, precision="mixed", tolerance=request.tolerance)
-        train = judged if judged.labels is not None else None
+        train = None
+        if request.train is not None and len(request.train[1]):
+            train = from_arrays({INPUT: request.train[0]}, request.train[1])
         model, report = quantize_model(source, calibration, judged, options, train=train, say=request.say)
         if report.fusion is not None:
             check_fusion(report.fusion, set(report.rungs[report.best].floats))
