@@ -21,7 +21,7 @@ from common import ROOT, print_machine
 
 GOAL = 0.991
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
-OURS = ("--size", "n", "--epochs", "3", "--json", *os.environ.get("OPTIONS", "").split())
+OURS = ("--size", "n", "--epochs", "2", "--batch-size", "64", "--json", *os.environ.get("OPTIONS", "").split())
 
 # What the script needs of torchvision, over the IDX files: the same normalised images, in a data set of tensors.
 STAND_IN = """
