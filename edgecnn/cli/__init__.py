@@ -23,6 +23,7 @@ COMMANDS = (
     "quantize",
     "sensitivity",
     "search",
+    "verify",
     "predict",
     "parity",
     "bench",

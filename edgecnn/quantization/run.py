@@ -193,8 +193,8 @@ def _elsewhere(target: Target) -> str | None:
     if target == here:
         return None
     if target == "any":
-        return f"the target is any CPU, and this one is {here}; measure on the box"
-    return f"the target is {target} and this machine is {here}; measure on the box"
+        return f"the target is any CPU, and this one is {here}; `edgecnn verify` measures it on the box"
+    return f"the target is {target} and this machine is {here}; `edgecnn verify` measures it on the box"
 
 
 def _key(
