@@ -230,15 +230,15 @@ def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"EDGECNN_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
         ({"EDGECNN_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/edgecnn"),
-        ({"XDG_CACHE_HOME": "b"}, "/home/someone/.cache/edgecnn"),
-        ({}, "/home/someone/.cache/edgecnn"),
+        ({"XDG_CACHE_HOME": "b"}, "/somebody/.cache/edgecnn"),
+        ({}, "/somebody/.cache/edgecnn"),
     ],
 )
 def test_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
     """EDGECNN_CACHE comes first, then XDG_CACHE_HOME if absolute, then ~/.cache."""
     for name in ("EDGECNN_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/somebody")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)

@@ -184,8 +184,8 @@ def test_preparing_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
 def test_notes_in_the_file_are_kept(tmp_path: Path) -> None:
     """The model's metadata and producer come through; what its nodes note of the machine that exported them does not."""
     original = zoo.nhwc_uint8()
-    original.graph.node[4].doc_string = "/home/somebody/net.py:12"
-    helper.set_model_props(original.graph.node[4], {"pkg.torch.onnx.stack_trace": "/home/somebody/net.py:12"})
+    original.graph.node[4].doc_string = "/somewhere/net.py:12"
+    helper.set_model_props(original.graph.node[4], {"pkg.torch.onnx.stack_trace": "/somewhere/net.py:12"})
     original.producer_name, original.producer_version = "edgecnn", "3"
     model = prepared(original, tmp_path).model
     assert {entry.key for entry in model.metadata_props} == {"edgecnn.preprocess", "edgecnn.labels"}
