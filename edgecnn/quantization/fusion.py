@@ -102,15 +102,29 @@ def layers_all(quantized: onnx.ModelProto) -> list[LayerFusion]:
         if node.op_type not in WEIGHTED or len(node.input) < 2:
             continue
         source = made.get(node.input[1])
-        by_weight = source is not None and source.op_type == "DequantizeLinear" and source.input[0] in constant
-        if node.name not in names and not by_weight:
+        weight = _stored_weight(node.input[1], source, made, constant)
+        if node.name not in names and weight is None:
             continue  # it multiplies two activations
         name = names.get(node.name)
-        if name is None and source is not None:
-            weight = source.input[0].removesuffix("_quantized")
+        if name is None and weight is not None:
             name = weight.rpartition(".")[0] if weight.endswith("weight") and "." in weight else node.name
         found.append(LayerFusion(name=name or node.name, node=node.name, op=node.op_type, kernel="", int8=False))
     return found
+
+
+def _stored_weight(
+    tensor: str,
+    source: onnx.NodeProto | None,
+    made: Mapping[str, onnx.NodeProto],
+    constant: Mapping[str, onnx.TensorProto],
+) -> str | None:
+    """Give the name of the float weight that was quantized, or is int8 on disk only; None if it is no weight."""
+    if source is None:
+        return None
+    if source.op_type == "DequantizeLinear" and source.input[0] in constant:
+        return str(source.input[0]).removesuffix("_quantized")
+    cast = made.get(source.input[0]) if source.op_type == "Mul" else None
+    return tensor if cast is not None and cast.op_type == "Cast" and cast.input[0] in constant else None
 
 
 def _why(model: onnx.ModelProto, name: str, op: str, floats: Collection[str]) -> str:

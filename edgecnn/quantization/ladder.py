@@ -17,7 +17,16 @@ from edgecnn.quantization.evaluation import Evaluation
 from edgecnn.quantization.graph import layers_of
 from edgecnn.quantization.placement import Search, search_placement
 from edgecnn.quantization.race import Speed, race
-from edgecnn.quantization.rungs import IN_FLOAT, Attempt, Remedy, Workshop, float_layers, quantization_aware, remedies
+from edgecnn.quantization.rungs import (
+    IN_FLOAT,
+    Attempt,
+    Remedy,
+    Workshop,
+    float_layers,
+    quantization_aware,
+    remedies,
+    small_weights,
+)  # fmt: skip
 from edgecnn.quantization.slim import file_size
 from edgecnn.quantization.state import State
 from edgecnn.quantization.yardstick import open_model
@@ -25,6 +34,7 @@ from edgecnn.spec import Frozen
 
 SPEED_SECONDS = 1.0
 FIRST, QAT = "min-max", "QAT"
+ON_DISK = ", int8 on disk"  # ends the name of the rung whose float layers are stored small
 
 
 class Rung(Frozen, frozen=True):
@@ -60,7 +70,7 @@ class Climb:
 class Ladder:
     """The climb in progress.
 
-    `place` False keeps every layer in int8. Each rung's model is judged on `evaluation` and, if `timed`, raced against
+    `place` False keeps every layer in int8; `small` lets the weights of those in float be int8 on disk. Each rung's model is judged on `evaluation` and, if `timed`, raced against
     the float model.
     """
 
@@ -71,6 +81,7 @@ class Ladder:
     timed: bool = True
     state: State | None = None
     say: Callable[[str], None] = lambda text: None
+    small: bool = True
 
     def climb(self, stop_after: str | None = None) -> Climb:
         """Climb until a rung's accuracy is shown to be within the budget, or there are no more rungs.
@@ -95,8 +106,23 @@ class Ladder:
             best = self._best(rungs)
             if self._is_enough(rung) or name == stop_after:
                 break
+        if self.small:
+            best = self._smaller(best, rungs, attempts)
         model = attempts[best].build(self.workshop.recipe)
         return Climb(rungs=tuple(rungs), best=best, attempt=attempts[best], model=model, search=search)
+
+    def _smaller(self, best: int, rungs: list[Rung], attempts: list[Attempt]) -> int:
+        """Store the best rung's float layers small, and take that if the verdict stays."""
+        name = rungs[best].name + ON_DISK
+        attempt = self._kept(name) or small_weights(self.workshop, attempts[best])
+        if attempt is None:
+            return best
+        rung, done = self._measured(name, attempt, rungs)
+        rungs.append(rung)
+        attempts.append(done)
+        judged, before = rung.decisions, rungs[best].decisions
+        same = judged is not None and before is not None and judged.verdict is before.verdict
+        return len(rungs) - 1 if same else best
 
     def _check(self, stop_after: str | None) -> None:
         names = [FIRST, *(remedy.name for remedy in remedies()), QAT]

@@ -12,7 +12,7 @@ from edgecnn.quantization.profile import layer_times
 from edgecnn.quantization.qdq import quantize
 from edgecnn.quantization.race import Speed, race
 from edgecnn.quantization.recipe import Recipe
-from edgecnn.quantization.slim import file_size
+from edgecnn.quantization.weight_only import shipped_size
 from edgecnn.quantization.yardstick import Yardstick, open_model
 from edgecnn.spec import Frozen
 
@@ -161,13 +161,13 @@ def _measure(
         speeds = {name: found[name] for name in by_name}
         return {
             floats: Placement(
-                floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=file_size(built[floats]),
+                floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=shipped_size(built[floats]),
                 speed=speeds[names[floats]],
             )
             for floats in built
         }  # fmt: skip
     return {
-        floats: Placement(floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=file_size(one))
+        floats: Placement(floats=tuple(sorted(floats)), sqnr_db=errors[floats], bytes=shipped_size(one))
         for floats, one in built.items()
     }
 

@@ -33,6 +33,7 @@ from edgecnn.quantization.yardstick import Yardstick
 from edgecnn.spec import Frozen, Target, Tolerance
 
 _GATE_SECONDS = 2.0
+_GPUS = ("cuda", "tensorrt")  # TensorRT knows int8 constants only before DequantizeLinear
 _SATURATING = ("x86-64",)  # targets whose 16-bit sums saturate
 
 
@@ -150,7 +151,7 @@ def _int8(
     )
     workshop = Workshop(calibration, recipe, yardstick, train if options.qat_epochs else None, options.qat_epochs)
     timed = options.target in ("any", target_of_host())
-    ladder = Ladder(source.model, workshop, judged, precision != "int8", timed, state, say)
+    ladder = Ladder(source.model, workshop, judged, precision != "int8", timed, state, say, options.target not in _GPUS)
     climb = ladder.climb(options.stop_after)
     best = climb.rungs[climb.best]
     found: dict[str, Any] = {

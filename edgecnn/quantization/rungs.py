@@ -15,6 +15,8 @@ from edgecnn.quantization.observe import Observed
 from edgecnn.quantization.qdq import activation_tensors, quantize
 from edgecnn.quantization.ranges import METHODS, Method, choose_range
 from edgecnn.quantization.recipe import Recipe
+from edgecnn.quantization.slim import file_size
+from edgecnn.quantization.weight_only import shipped_size, stored_small, weight_only
 from edgecnn.quantization.yardstick import Yardstick, answer_tensor
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -23,16 +25,20 @@ IN_FLOAT = " in float"  # ends the names of the rungs of `float_layers`
 
 @dataclass(frozen=True)
 class Attempt:
-    """A float model, perhaps changed by a remedy, with the ranges and the placement to quantize it with."""
+    """A float model, perhaps changed by a remedy, with the ranges and the placement to quantize it with.
+
+    `stored` are the layers in float whose weights are int8 on disk.
+    """
 
     model: onnx.ModelProto
     ranges: Ranges
     floats: tuple[str, ...] = ()
     method: Method = "min-max"
+    stored: tuple[str, ...] = ()
 
     def build(self, recipe: Recipe) -> onnx.ModelProto:
         """Quantize."""
-        return quantize(self.model, self.ranges, recipe, self.floats)
+        return weight_only(quantize(self.model, self.ranges, recipe, self.floats), self.stored)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,15 @@ def float_layers(workshop: Workshop, best: Attempt) -> Iterator[tuple[str, Attem
         added = (set(chosen.floats) - set(floats)).pop()
         floats = chosen.floats
         yield f"{names[added]}{IN_FLOAT}", chosen
+
+
+def small_weights(workshop: Workshop, best: Attempt) -> Attempt | None:
+    """Store the weights of layers in float as int8; None where that saves too little to look at the images again."""
+    built = best.build(workshop.recipe)
+    nodes = stored_small(built, workshop.yardstick)
+    if shipped_size(built, nodes) == file_size(built):
+        return None
+    return replace(best, stored=nodes)
 
 
 def quantization_aware(workshop: Workshop, best: Attempt, say: Callable[[str], None]) -> Attempt | str:

@@ -27,6 +27,7 @@ class _Entry(Frozen, frozen=True):
     ranges: dict[str, tuple[float, float]]
     floats: tuple[str, ...]
     method: Method
+    stored: tuple[str, ...] = ()
 
 
 class _Record(Frozen, frozen=True):
@@ -62,7 +63,7 @@ class State:
         if entry is None:
             return None
         model = onnx.ModelProto.FromString((self.folder / entry.model).read_bytes())
-        return Attempt(model, entry.ranges, entry.floats, entry.method)
+        return Attempt(model, entry.ranges, entry.floats, entry.method, entry.stored)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class State:
             write_atomic(self.folder / file, data)
         entry = _Entry(
             name=name, rung=msgspec.to_builtins(rung), model=file, model_sha256=digest, ranges=dict(attempt.ranges),
-            floats=attempt.floats, method=attempt.method,
+            floats=attempt.floats, method=attempt.method, stored=attempt.stored,
         )  # fmt: skip
         kept = tuple(one for one in self._record.entries if one.name != name)
         self._record = _Record(key=self._record.key, entries=(*kept, entry), search=self._record.search)

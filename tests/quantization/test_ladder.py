@@ -98,10 +98,10 @@ def steps(*names: str) -> Callable[[], list[Remedy]]:
 
 def climbed(
     workshop: Workshop, judge: Judge, state: State | None = None, place: bool = False, stop_after: str | None = None,
-    said: list[str] | None = None,
+    said: list[str] | None = None, store: bool = False,
 ) -> Climb:  # fmt: skip
     say = (lambda text: None) if said is None else said.append
-    return Ladder(small.chain(), workshop, judge, place, False, state, say).climb(stop_after)  # type: ignore[arg-type]
+    return Ladder(small.chain(), workshop, judge, place, False, state, say, store).climb(stop_after)  # type: ignore[arg-type]
 
 
 def told(climb: Climb) -> list[str]:
@@ -316,6 +316,53 @@ def test_killed_among_layers_in_float_the_rest_is_the_same(
     assert len(judge.asked) == 1
     assert [(rung.name, rung.floats) for rung in again.rungs] == [(rung.name, rung.floats) for rung in whole.rungs]
     assert len(again.rungs[2].floats) == 2
+
+
+def test_float_layers_are_stored_small_at_the_end(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best rung's layers in float are int8 on disk where the verdict stays; that is one more look, and is resumed."""
+    monkeypatch.setattr(module, "remedies", steps("one"))
+    monkeypatch.setattr(remedies_module, "stored_small", lambda built, yardstick: ("b", "c"))
+    placed(monkeypatch, "b", "c")
+    judge = Judge({"min-max": 100, "one": 0})
+    climb = climbed(workshop, judge, State(tmp_path, "key"), place=True, store=True)
+    assert told(climb) == ["min-max", "one", "one, int8 on disk"]
+    assert judge.asked == [("min-max", 1), ("one", 2), ("one", 3)]
+    assert climb.best == 2
+    assert set(climb.attempt.stored) == {"b", "c"}
+    held = {tensor.name for tensor in climb.model.graph.initializer}
+    assert {"b.weight.int8", "c.weight.int8"} <= held
+    assert "b.weight" not in held
+    assert climb.rungs[2].bytes is not None
+    assert climb.rungs[1].bytes is not None
+    assert climb.rungs[2].bytes < 0.95 * climb.rungs[1].bytes
+    judge = Judge({})
+    again = climbed(workshop, judge, State(tmp_path, "key"), place=True, store=True)
+    assert judge.asked == []
+    assert (again.rungs, again.attempt.stored, again.model) == (climb.rungs, climb.attempt.stored, climb.model)
+
+
+def test_float_weights_stay_where_the_verdict_would_not(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the smaller file passes no more, the larger one is the best."""
+    monkeypatch.setattr(module, "remedies", list)
+    monkeypatch.setattr(remedies_module, "stored_small", lambda built, yardstick: ("b", "c"))
+    placed(monkeypatch, "b", "c")
+
+    def judge(self: Judge, built: onnx.ModelProto, look: int = 1) -> Decisions:
+        return small.decided(15 if any(node.op_type == "Cast" for node in built.graph.node) else 0)
+
+    monkeypatch.setattr(Judge, "judge", judge)
+    climb = climbed(workshop, Judge({}), place=True, store=True)
+    assert told(climb) == ["min-max", "min-max, int8 on disk"]
+    assert (climb.best, climb.attempt.stored) == (0, ())
+
+
+def test_with_nothing_in_float_there_is_nothing_to_store(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all layers are int8, or those in float are small, the images are not looked at again."""
+    for floats in ((), ("g",)):
+        placed(monkeypatch, *floats)
+        assert told(climbed(workshop, Judge({"min-max": 0}), place=True, store=True)) == ["min-max"]
 
 
 def test_another_key_climbs_anew(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
