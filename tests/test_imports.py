@@ -17,7 +17,18 @@ from edgecnn.cli import COMMANDS
 
 ROOT = Path(edgecnn.__file__).parent
 EXPORTERS = Path(edgecnn_exporters.__file__).parent
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich", "optuna")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "onnxscript",
+    "safetensors",
+    "matplotlib",
+    "sklearn",
+    "rich",
+    "optuna",
+)
 TORCH_CODE = ("edgecnn.nets", "edgecnn.training", "edgecnn.quantization")
 
 # DESIGN.md's table, lowest first; a module takes the layer of the longest name here that it begins with. Beyond the

@@ -65,7 +65,7 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
 
 def test_box_has_no_torch(box: Path) -> None:
     """A base install with the cpu extra cannot import torch, onnx, or anything of the train extra."""
-    for module in ("torch", "onnx", "onnxscript", "sklearn", "matplotlib", "rich"):
+    for module in ("torch", "onnx", "openvino", "onnxscript", "sklearn", "matplotlib", "rich"):
         assert "ModuleNotFoundError" in run(box / "python", "-c", f"import {module}", expect=1).stderr
 
 
@@ -107,6 +107,7 @@ def test_box_names_what_is_missing(box: Path, moved_bundle: Path, run_folder: Pa
     assert found["onnxruntime"]["usable"] == ["onnxruntime"]
     assert "edgecnn[train]" in found["torch"]["problem"]
     assert "pip install onnx" in found["reference"]["problem"]
+    assert "edgecnn[openvino]" in found["openvino"]["problem"]
     trained = run(box / "edgecnn", "train", "digits", "-o", moved_bundle.parent / "run", expect=2)
     assert "edgecnn[train]" in trained.stderr
     exported = run(box / "edgecnn", "export", run_folder, "-o", moved_bundle.parent / "out", expect=2)

@@ -61,7 +61,7 @@ def lines(error: BaseException) -> int:
 
 @pytest.mark.parametrize(
     ("group", "expected"),
-    [(BACKENDS, {"onnxruntime", "torch", "reference"}), (EXPORTERS, {"onnx", "onnx-int8", "onnx-fp16"})],
+    [(BACKENDS, {"onnxruntime", "torch", "reference", "openvino"}), (EXPORTERS, {"onnx", "onnx-int8", "onnx-fp16"})],
 )
 def test_what_we_ship_is_registered_and_ready(group: str, expected: set[str]) -> None:
     """Our own backends and exporters come through the entry points like anybody's, each under its own name."""
@@ -226,6 +226,7 @@ def test_a_missing_package_says_what_to_install(module: str, distribution: Maker
         (BACKENDS, "onnxruntime", "onnxruntime", "edgecnn[cpu]"),
         (BACKENDS, "torch", "torch", "edgecnn[train]"),
         (BACKENDS, "reference", "onnx", "pip install onnx"),
+        (BACKENDS, "openvino", "openvino", "edgecnn[openvino]"),
         (EXPORTERS, "onnx", "torch", "edgecnn[train]"),
         (EXPORTERS, "onnx-int8", "onnx", "edgecnn[cpu,train]"),
         (EXPORTERS, "onnx-fp16", "onnx", "edgecnn[cpu,train]"),
@@ -253,7 +254,7 @@ for group, name in json.loads(sys.argv[1]):
 print(json.dumps([before, sorted(set(sys.modules) - set(before))]))
 """
 LOUD = "raise SystemExit('imported although nobody asked')"
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "sklearn", "matplotlib", "rich"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "onnxscript", "safetensors", "sklearn", "matplotlib", "rich"}
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,7 @@ HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "sklearn",
         (BACKENDS, "onnxruntime", "edgecnn.backends.onnxruntime"),
         (BACKENDS, "torch", "edgecnn.backends.torch"),
         (BACKENDS, "reference", "edgecnn.backends.reference"),
+        (BACKENDS, "openvino", "edgecnn.backends.openvino"),
         (EXPORTERS, "onnx", "edgecnn_exporters.onnx"),
     ],
 )

@@ -23,8 +23,16 @@ from edgecnn.bundle import Bundle
 from edgecnn.errors import BackendError, ContractError, DamagedError, DeviceError, EdgecnnError
 from edgecnn.spec import Artifact, BackendRef, TensorSpec
 
-CASES = ("onnxruntime:fp32", "onnxruntime:int8", "torch:checkpoint", "reference:fp32", "reference:int8")
-BACKENDS = ("onnxruntime", "torch", "reference")
+CASES = (
+    "onnxruntime:fp32",
+    "onnxruntime:int8",
+    "torch:checkpoint",
+    "reference:fp32",
+    "reference:int8",
+    "openvino:fp32",
+    "openvino:int8",
+)
+BACKENDS = ("onnxruntime", "torch", "reference", "openvino")
 ONE_THREAD = SessionOptions(threads=1)
 
 
@@ -242,7 +250,7 @@ def test_cuda_gives_the_same_logits(
     assert np.sqrt(np.square(logits - truth).mean() / np.square(truth).mean()) < 1e-5
 
 
-@pytest.mark.parametrize(("backend", "artifact"), [("onnxruntime", "checkpoint"), ("reference", "checkpoint"), ("torch", "fp32")])  # fmt: skip
+@pytest.mark.parametrize(("backend", "artifact"), [("onnxruntime", "checkpoint"), ("reference", "checkpoint"), ("openvino", "checkpoint"), ("torch", "fp32")])  # fmt: skip
 def test_a_format_it_does_not_read_is_refused(backend: str, artifact: str, bundle: Bundle) -> None:
     """A backend says which formats it reads and which it was given."""
     formats = {"onnx", "safetensors"}
@@ -264,7 +272,7 @@ def test_a_damaged_artifact_is_refused(case: str, bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", "half"], ids=["empty", "foreign", "truncated"])
-@pytest.mark.parametrize("case", ["onnxruntime:fp32", "torch:checkpoint", "reference:fp32"])
+@pytest.mark.parametrize("case", ["onnxruntime:fp32", "torch:checkpoint", "reference:fp32", "openvino:fp32"])
 def test_a_file_that_is_no_model_is_one_clear_line(
     case: str, content: bytes | str, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -280,7 +288,7 @@ def test_a_file_that_is_no_model_is_one_clear_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("case", ["onnxruntime:fp32", "torch:checkpoint", "reference:fp32"])
+@pytest.mark.parametrize("case", ["onnxruntime:fp32", "torch:checkpoint", "reference:fp32", "openvino:fp32"])
 def test_a_missing_artifact_is_one_clear_line(case: str, bundle_copy: Path) -> None:
     """A file that is gone is a BackendError that names it."""
     ref = BackendRef.parse(case)
@@ -483,13 +491,14 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(road: str, bundle_folde
     assert set(seen) == {"1"}
 
 
-def test_an_artifact_is_loaded_from_the_bytes_that_were_checked(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_artifact_is_loaded_from_the_bytes_that_were_checked(backend: str, bundle: Bundle, tmp_path: Path) -> None:
     """Without its file a loaded session answers as before: nothing is read again after the check."""
     recorded = bundle.artifact("fp32")
     path = tmp_path / "fp32.onnx"
     shutil.copy(recorded.path, path)
     moved = Artifact(name="fp32", format="onnx", path=path, sha256=recorded.sha256)
-    with open_session(BackendRef(backend="onnxruntime"), moved, ONE_THREAD) as opened:
+    with open_session(BackendRef(backend=backend), moved, ONE_THREAD) as opened:
         before = opened.run({"image": GOOD})["logits"]
         path.unlink()
         np.testing.assert_array_equal(opened.run({"image": GOOD})["logits"], before)

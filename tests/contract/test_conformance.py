@@ -25,6 +25,8 @@ CASES = [
     ("torch", "checkpoint"),
     ("reference", "fp32"),
     ("reference", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "int8"),
 ]
 
 
