@@ -131,6 +131,19 @@ def normalised(norm: nn.BatchNorm2d, batches: list[torch.Tensor], pulls: torch.T
     return y.detach(), x.grad, gradients, dict(norm.named_buffers()), probe
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_statistics_of_half_precision_are_float32(memory: torch.memory_format) -> None:
+    """Of bfloat16 planes far from zero, mean and variance are those of float64, not what bfloat16 can hold of them."""
+    x = (torch.randn(64, 4, 9, 9, generator=torch.Generator().manual_seed(1)) * 3 + 50).bfloat16()
+    norm = SharedNorm(4, momentum=1.0)
+    norm(x.contiguous(memory_format=memory))
+    exact = x.double()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert torch.allclose(norm.running_mean.double(), exact.mean(dim=(0, 2, 3)), rtol=1e-5)
+    assert torch.allclose(norm.running_var.double(), exact.var(dim=(0, 2, 3)), rtol=1e-3)
+
+
 def test_norms_keep_their_parameters_when_they_are_shared() -> None:
     """The optimizer's parameters, the state's names and the mode stay what they were, in nested modules too."""
     made = net(dataset(), widths=(4, 6)).train()

@@ -137,38 +137,41 @@ class SharedNorm(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
+    """The passes over x are torch's own kernels: with given statistics its batch norm is one pass, and so is its derivative."""
+
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, processes: Processes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         count = x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(x.to(weight.dtype), dim=(0, 2, 3), correction=0)
-        mean, variance = mean.double(), variance.double()
+        unused = torch.zeros_like(weight), torch.ones_like(weight)  # their number type is that of the statistics
+        mean, variance = (part.double() for part in torch.batch_norm_update_stats(x, *unused, 0.0))
         # Sums in float64: a mean of squares less a square of the mean loses digits.
         sums = processes.sum(torch.cat([mean * count, (variance + mean**2) * count, mean.new_tensor([count])]))
         total = sums[-1]
         mean, square = (sums[:-1] / total).chunk(2)
         variance = (square - mean**2).clamp(min=0)
-        inverse = (variance + eps).rsqrt().to(weight.dtype)
         mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.total, ctx.processes = float(total), processes
-        scale = weight * inverse
-        y = (x * _planes(scale) + _planes(bias - mean * scale)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.total, ctx.eps, ctx.processes = float(total), eps, processes
+        y = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
         ctx.mark_non_differentiable(mean, variance, total)
         return y, mean, variance, total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, weight, mean, inverse = ctx.saved_tensors
-        gradient = gradients[0].to(weight.dtype)  # sums in half precision would overflow
-        normal = (x - _planes(mean)) * _planes(inverse)
-        of_bias = gradient.sum(dim=(0, 2, 3))
-        of_weight = (gradient * normal).sum(dim=(0, 2, 3))
+        x, weight, mean, variance = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
         shared = ctx.processes.sum(torch.cat([of_bias, of_weight])) / ctx.total
         mean_gradient, mean_product = shared.chunk(2)
-        of_x = _planes(weight * inverse) * (gradient - _planes(mean_gradient) - normal * _planes(mean_product))
-        return of_x.to(x.dtype), of_weight, of_bias, None, None
+        # Mean and variance depend on x as well: what they carry back is a plane for each channel, linear in x.
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = -weight * inverse**2 * mean_product
+        level = -weight * inverse * mean_gradient - slope * mean
+        through = torch.addcmul(_planes(level), x.to(weight.dtype), _planes(slope))
+        return (of_x + through).to(x.dtype), of_weight, of_bias, None, None
 
 
 def share_norms(net: nn.Module, processes: Processes) -> None:
