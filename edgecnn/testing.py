@@ -10,22 +10,44 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from edgecnn.backends.base import Backend, CheckedSession, SessionOptions, Tensors, open_session
+from edgecnn.backends.base import Array, Backend, CheckedSession, SessionOptions, Tensors, open_session
 from edgecnn.errors import BackendError, ContractError, DeviceError, EdgecnnError
 from edgecnn.exporter import Exported, Exporter, ExportRequest
 from edgecnn.spec import Artifact, BackendRef, TensorSpec
 
 BATCH = 3
-# A batch may be computed in another order than single images, by float32's rounding and no more.
+FREE = 32  # the size of a dimension that may vary and is not the batch
+# A batch may be computed in another order than single images, by float32's rounding and no more; so may two threads.
 ROW_TOLERANCE = 1e-3
+ONE_THREAD = SessionOptions(threads=1)
+Reopen = Callable[[SessionOptions], CheckedSession]
 
 
 def check_backend(backend: Backend, artifact: Artifact, device: str | None = None) -> None:
     """Hold a backend to the contract on one artifact that it reads.
+
+    A backend promises:
+
+    - it states a name, the formats it reads, and each device of this machine once;
+    - the device obtained is the one asked for (`device`, by default the first); one that is not there is a DeviceError,
+      a format it does not read a BackendError, and a file whose SHA-256 is not the recorded one an EdgecnnError;
+    - a session's tensors have distinct names; with a batch that may vary, all of them have;
+    - answers are host numpy arrays of the stated names, in the stated order, dtypes and shapes, one row an image, finite
+      on ordinary input, and the caller's own: no later run writes over them;
+    - inputs go by their names, not their order, are read in any memory layout, and are not written to;
+    - the same feeds give the same answers, a row is the same alone and in a batch, both to `ROW_TOLERANCE` of the largest;
+    - missing, misnamed, superfluous, mistyped, misshapen and empty inputs are a ContractError, and the session lives on;
+    - `threads` is taken, and `dtype` "float64" is taken, ignored or refused by a BackendError; the answers stay what they are;
+    - two sessions live side by side; a closed one raises an EdgecnnError when it is run, and releases its files, threads
+      and processes (counted where there is /proc).
+
+    It asks only for what can be seen from outside: whether the threads asked for are those used is for your own test.
+    A model of several inputs, and one of several outputs, are worth a call each. Takes a dozen loads and thirty runs.
 
     Raises:
         ContractError: the first promise that it breaks.
@@ -36,10 +58,24 @@ def check_backend(backend: Backend, artifact: Artifact, device: str | None = Non
     devices = backend.devices()
     _hold(bool(devices) and len(set(devices)) == len(devices), "devices() lists each device once, and at least one")
     ref = BackendRef(backend=backend.name, device=device or devices[0])
-    with open_session(ref, artifact, SessionOptions(threads=1), backend) as session:
-        _check_answers(session)
+
+    def opened(options: SessionOptions) -> CheckedSession:
+        return open_session(ref, artifact, options, backend)
+
+    with opened(ONE_THREAD) as session:
+        _check_signature(session)
+        feeds = make_feeds(session.inputs, _batch_of(session.inputs))
+        answers = _check_answers(session, feeds)
+        _check_feeding(session, feeds, answers)
         _check_refusals(session)
-    nowhere = BackendRef(backend=backend.name, device="nowhere:0")
+        _check_beside(opened, session, feeds, answers)
+        _check_options(opened, feeds, answers)
+    _check_places(ref, artifact, backend)
+    _refuses(EdgecnnError, functools.partial(session.run, feeds), "a session that is closed")
+
+
+def _check_places(ref: BackendRef, artifact: Artifact, backend: Backend) -> None:
+    nowhere = BackendRef(backend=ref.backend, device="nowhere:0")
     _refuses(DeviceError, lambda: open_session(nowhere, artifact, None, backend), "a device that is not there")
     strange = Artifact(name=artifact.name, format="no-such-format", path=artifact.path)
     _refuses(BackendError, lambda: open_session(ref, strange, None, backend), "a format it does not read")
@@ -71,51 +107,150 @@ def check_exporter(exporter: Exporter, request: ExportRequest) -> Exported:
 
 
 def make_feeds(inputs: tuple[TensorSpec, ...], batch: int, seed: int = 0) -> Tensors:
-    """Make random feeds of a session's names, dtypes and shapes: bytes for uint8, 0 to 1 for floats."""
+    """Make random feeds of a session's names, dtypes and shapes.
+
+    Integers are all that a byte of their sign holds, floats lie between 0 and 1. What may vary behind the batch gets the size `FREE`.
+    """
     generator = np.random.default_rng(seed)
     feeds: Tensors = {}
     for spec in inputs:
-        shape = tuple(batch if size is None else size for size in spec.shape)
-        if np.dtype(spec.dtype).kind == "f":
-            feeds[spec.name] = generator.random(shape).astype(spec.dtype)
+        shape = tuple(size if size is not None else FREE if axis else batch for axis, size in enumerate(spec.shape))
+        kind = np.dtype(spec.dtype)
+        if kind.kind == "f":
+            feeds[spec.name] = generator.random(shape).astype(kind)
+        elif kind.kind == "b":
+            feeds[spec.name] = generator.integers(0, 2, shape).astype(kind)
         else:
-            feeds[spec.name] = generator.integers(0, 128, shape).astype(spec.dtype)
+            most = min(256, int(np.iinfo(kind).max) + 1)
+            feeds[spec.name] = generator.integers(0, most, shape).astype(kind)
     return feeds
 
 
-def _check_answers(session: CheckedSession) -> None:
-    many = make_feeds(session.inputs, BATCH)
-    first = session.run(many)
+def _batch_of(inputs: tuple[TensorSpec, ...]) -> int:
+    """Choose a batch: BATCH where it may vary, else the model's own."""
+    fixed = [spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None]
+    return fixed[0] if fixed else BATCH
+
+
+def _check_signature(session: CheckedSession) -> None:
+    for side, specs in (("input", session.inputs), ("output", session.outputs)):
+        names = [spec.name for spec in specs]
+        _hold(all(names) and len(set(names)) == len(names), f"{side}s have names, each its own: {names}")
+        free = {bool(spec.shape) and spec.shape[0] is None for spec in specs}
+        _hold(len(free) == 1, f"the batch may vary in all {side}s or in none")
+
+
+def _check_answers(session: CheckedSession, feeds: Tensors) -> Tensors:
+    """Hold the answers for `feeds` to their promises, and return a copy of them."""
+    count = len(next(iter(feeds.values())))
+    first = session.run(feeds)
+    stated = [spec.name for spec in session.outputs]
+    _hold(list(first) == stated, f"outputs come in the order stated: {stated}, not {list(first)}")
     for name, array in first.items():
         _hold(type(array) is np.ndarray, f"output {name!r} is a host numpy array, not {type(array).__name__}")
-        _hold(len(array) == BATCH, f"output {name!r} has one row for each of {BATCH} images")
+        _hold(len(array) == count, f"output {name!r} has one row for each of {count} images")
         _hold(bool(np.isfinite(array).all()), f"output {name!r} is finite on ordinary input")
     kept = {name: array.copy() for name, array in first.items()}
-    session.run(make_feeds(session.inputs, BATCH, seed=1))
+    session.run(make_feeds(session.inputs, count, seed=1))
     for name, array in first.items():
         _hold(np.array_equal(array, kept[name]), f"output {name!r} is not overwritten by the next run")
-    for row in range(BATCH):
-        single = session.run({name: array[row : row + 1] for name, array in many.items()})
-        for name, array in single.items():
-            scale = max(1.0, float(np.abs(kept[name]).max()))
-            off = float(np.abs(array[0].astype(np.float64) - kept[name][row]).max()) / scale
-            _hold(off <= ROW_TOLERANCE, f"row {row} of {name!r} is the same alone and in a batch (off by {off:.2g})")
+    _alike(session.run(feeds), kept, "the same when it is run again")
+    for row in range(count if session.inputs[0].shape[0] is None else 0):
+        single = session.run({name: array[row : row + 1] for name, array in feeds.items()})
+        _alike(
+            single,
+            {name: array[row : row + 1] for name, array in kept.items()},
+            f"the same alone and in a batch (row {row})",
+        )
+    return kept
+
+
+def _check_feeding(session: CheckedSession, feeds: Tensors, answers: Tensors) -> None:
+    """Hold it to reading inputs by name, in any layout, without writing to them."""
+    before = {name: array.copy() for name, array in feeds.items()}
+    frozen = {name: array.copy() for name, array in feeds.items()}
+    for array in frozen.values():
+        array.setflags(write=False)
+    strided = {name: np.repeat(array, 2, axis=array.ndim - 1)[..., ::2] for name, array in feeds.items()}
+    for given, what in (
+        (dict(reversed(feeds.items())), "the same whatever order its inputs are given in"),
+        (frozen, "the same for inputs that are read-only"),
+        (strided, "the same for inputs that are not contiguous in memory"),
+    ):
+        try:
+            found = session.run(given)
+        except BackendError as error:
+            raise ContractError(f"broken promise: answers are {what}: {error}") from error
+        _alike(found, answers, what)
+    changed = [name for name, array in feeds.items() if not np.array_equal(array, before[name])]
+    _hold(not changed, f"inputs are not written to: {', '.join(changed)}")
 
 
 def _check_refusals(session: CheckedSession) -> None:
-    good = make_feeds(session.inputs, 1)
-    name = session.inputs[0].name
-    other = np.float64 if good[name].dtype != np.float64 else np.int8
+    good = make_feeds(session.inputs, _batch_of(session.inputs))
+    first = session.inputs[0].name
     cases: dict[str, Tensors] = {
         "no inputs": {},
         "a misnamed input": {f"not_{key}": array for key, array in good.items()},
-        "one input too many": {**good, "one_too_many": good[name]},
-        "a wrong dtype": {**good, name: good[name].astype(other)},
-        "one dimension too many": {**good, name: good[name][None]},
-        "an empty batch": {**good, name: good[name][:0]},
+        "one input too many": {**good, "one_too_many": good[first]},
     }
+    for name, array in good.items():
+        other = np.float64 if array.dtype != np.float64 else np.int8
+        cases |= {
+            f"input {name!r} missing": {key: one for key, one in good.items() if key != name},
+            f"input {name!r} of a wrong dtype": {**good, name: array.astype(other)},
+            f"input {name!r} with one dimension too many": {**good, name: array[None]},
+            f"input {name!r} without any image": {**good, name: array[:0]},
+        }
     for what, feeds in cases.items():
         _refuses(ContractError, functools.partial(session.run, feeds), what)
+    session.run(good)
+
+
+def _check_beside(opened: Reopen, session: CheckedSession, feeds: Tensors, answers: Tensors) -> None:
+    """Open and close three more beside a session: it must live on, and nothing may be left of them."""
+    held = []
+    for _ in range(3):
+        with opened(ONE_THREAD) as second:
+            _alike(second.run(feeds), answers, "the same from a second session")
+        held.append(_held())
+    _alike(session.run(feeds), answers, "the same after another session was closed")
+    # Runtimes keep a pool or a library from the first one on; what grows with each is never given back.
+    leaking = [what for what, first in held[0].items() if first < held[1][what] < held[2][what]]
+    _hold(not leaking, f"a closed session releases what it holds: {', '.join(leaking)} left behind each time")
+
+
+def _check_options(opened: Reopen, feeds: Tensors, answers: Tensors) -> None:
+    with opened(SessionOptions(threads=2)) as session:
+        _alike(session.run(feeds), answers, "the same with two threads as with one")
+    try:
+        session = opened(SessionOptions(dtype="float64"))
+    except BackendError:
+        return
+    with session:
+        _alike(session.run(feeds), answers, "the same in float64 as in float32")
+
+
+def _alike(found: Mapping[str, Array], wanted: Mapping[str, Array], what: str) -> None:
+    _hold(list(found) == list(wanted), f"outputs have the same names in every run: {list(wanted)}, not {list(found)}")
+    for name, array in found.items():
+        _hold(array.shape == wanted[name].shape, f"{name!r} is {what}: {wanted[name].shape}, not {array.shape}")
+        scale = max(1.0, float(np.abs(wanted[name]).max()))
+        off = float(np.abs(array.astype(np.float64) - wanted[name]).max()) / scale
+        _hold(off <= ROW_TOLERANCE, f"{name!r} is {what} (off by {off:.2g})")
+
+
+def _held() -> dict[str, int]:
+    """Count what this process holds; nothing where there is no /proc."""
+    here = Path("/proc/self")
+    if not (here / "fd").is_dir():
+        return {}
+    children = [file.read_text().split() for file in here.glob("task/*/children")]
+    return {
+        "open files": len(list((here / "fd").iterdir())),
+        "threads": len(list((here / "task").iterdir())),
+        "processes": sum(map(len, children)),
+    }
 
 
 def _refuses(kind: type[EdgecnnError], call: Callable[[], object], what: str) -> None:
