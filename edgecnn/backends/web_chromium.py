@@ -53,6 +53,7 @@ class ChromiumLink:
             if not self.close.alive:
                 raise BackendError("the session is closed")
             try:
+                self._look()  # a page may live on for a moment without its browser
                 self._bridge.messages.put(message)
                 return self._wait(timeout_s)
             except BaseException:  # the answer may still come, and would pass for the next message's
@@ -64,12 +65,15 @@ class ChromiumLink:
         while time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 return self._bridge.answers.get(timeout=min(0.2, timeout_s))
-            if self._process.poll() is not None:
-                with self._log.open("rb") as log:
-                    raise BackendError(f"chromium ended: {last_line(log) or f'exit status {self._process.returncode}'}")
-            if self._bridge.missing:
-                raise BackendError(f"the page needs {self._bridge.missing}, which is not there: install it again")
+            self._look()
         raise BackendError(f"chromium gave no answer in {timeout_s:g} s")
+
+    def _look(self) -> None:
+        if self._process.poll() is not None:
+            with self._log.open("rb") as log:
+                raise BackendError(f"chromium ended: {last_line(log) or f'exit status {self._process.returncode}'}")
+        if self._bridge.missing:
+            raise BackendError(f"the page needs {self._bridge.missing}, which is not there: install it again")
 
 
 def _start(browser: str, url: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -31,11 +31,10 @@ class Link(Protocol):
 
 def pack(header: Header, tensors: Mapping[str, Array]) -> bytes:
     """Write a message; the tensors come in the order and with the dtypes that the header's `tensors` lists."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    listed = [{"name": name, "dtype": str(array.dtype), "shape": array.shape} for name, array in arrays.items()]
+    listed = [{"name": name, "dtype": str(array.dtype), "shape": array.shape} for name, array in tensors.items()]
     text = json.dumps({**header, "tensors": listed}).encode()
-    size = sum(array.nbytes for array in arrays.values())
-    return b"".join([PREFIX.pack(len(text), size), text, *(array.tobytes() for array in arrays.values())])
+    size = sum(array.nbytes for array in tensors.values())
+    return b"".join([PREFIX.pack(len(text), size), text, *(array.tobytes() for array in tensors.values())])
 
 
 def unpack(message: bytes) -> tuple[Header, Tensors]:
