@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,34 @@ from edgecnn.parity.intervals import detectable_drop, drop_interval, images_need
 from edgecnn.parity.verdict import Verdict
 from edgecnn.spec import Frozen, Tolerance
 
-_LISTED = 20
+LISTED = 20  # flips that are described one by one; all are counted
+Array = npt.NDArray[Any]
+Margins = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]
 
 
 class Flip(Frozen, frozen=True):
-    """One image on which the two sides answer differently."""
+    """One image on which the two sides answer differently.
+
+    `index` is its place among the samples, `truth` its label where there is one. A margin is the logit of a side's answer
+    less that side's next best, None where only classes are known.
+    """
 
     image: str
-    truth: str
     reference: str
     candidate: str
+    index: int = -1
+    truth: str | None = None
+    reference_margin: float | None = None
+    candidate_margin: float | None = None
+
+
+class Agreement(Frozen, frozen=True):
+    """How often two sides name the same class, labels or not; `flips` lists the first where they do not."""
+
+    n: int
+    changed: int
+    share: float
+    flips: tuple[Flip, ...]
 
 
 class Decisions(Frozen, frozen=True):
@@ -56,8 +75,11 @@ def judge_decisions(
     names: Sequence[str],
     classes: Sequence[str],
     tolerance: Tolerance,
+    margins: Margins | None = None,
 ) -> Decisions:
     """Judge two lists of predicted classes (N,) on the same labelled images: non-inferiority, paired.
+
+    `margins` are those of the two sides (N,), for the list of flips.
 
     Raises:
         DataError: there are no images, or the lists are not of one length.
@@ -87,15 +109,60 @@ def judge_decisions(
         drop_high=high,
         detectable_drop=detectable_drop(n, tolerance.confidence),
         images_needed=needed,
-        flips=tuple(
-            Flip(
-                image=names[index],
-                truth=classes[labels[index]],
-                reference=classes[reference[index]],
-                candidate=classes[candidate[index]],
-            )
-            for index in changed[:_LISTED]
-        ),
+        flips=list_flips(reference, candidate, changed[:LISTED], names, classes, labels, margins),
+    )
+
+
+def agree(
+    reference: Array,
+    candidate: Array,
+    names: Sequence[str],
+    classes: Sequence[str],
+    labels: npt.NDArray[np.integer] | None = None,
+) -> Agreement:
+    """Compare the classes that two sides' logits (N, classes) name.
+
+    Raises:
+        DataError: there are no samples, or the two are not of one shape.
+    """
+    if not len(names) or reference.shape != candidate.shape or len(reference) != len(names):
+        raise DataError(f"agreement needs the same samples on both sides: {reference.shape} and {candidate.shape}")
+    ours, theirs = reference.argmax(axis=1), candidate.argmax(axis=1)
+    changed = np.flatnonzero(ours != theirs)
+    listed = list_flips(
+        ours, theirs, changed[:LISTED], names, classes, labels, (margins_of(reference), margins_of(candidate))
+    )
+    return Agreement(n=len(names), changed=len(changed), share=1 - len(changed) / len(names), flips=listed)
+
+
+def margins_of(logits: Array) -> npt.NDArray[np.float64]:
+    """Give, of logits (N, classes), the largest less the second of each row; 0 where the two are equal."""
+    best = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    margins: npt.NDArray[np.float64] = best[:, 1] - best[:, 0]
+    return margins
+
+
+def list_flips(
+    reference: npt.NDArray[np.integer],
+    candidate: npt.NDArray[np.integer],
+    indices: Iterable[int],
+    names: Sequence[str],
+    classes: Sequence[str],
+    labels: npt.NDArray[np.integer] | None,
+    margins: Margins | None,
+) -> tuple[Flip, ...]:
+    """Describe the samples at `indices`, whose predicted classes are given for all (N,)."""
+    return tuple(
+        Flip(
+            image=names[index],
+            index=int(index),
+            truth=None if labels is None else classes[labels[index]],
+            reference=classes[reference[index]],
+            candidate=classes[candidate[index]],
+            reference_margin=None if margins is None else float(margins[0][index]),
+            candidate_margin=None if margins is None else float(margins[1][index]),
+        )
+        for index in indices
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +18,8 @@ Array = npt.NDArray[Any]
 SampleKind = Literal["goldens", "data", "feeds", "random"]
 # The further runs of one side: the same once more, single samples against a batch, one thread against many.
 AGAIN = ("repeat", "batch", "threads")
+TORCH_FLOAT32 = "torch float32"
+EXPORTED = "its answers where it was exported"
 
 
 class SideRecord(Frozen, frozen=True):
@@ -24,7 +27,8 @@ class SideRecord(Frozen, frozen=True):
 
     `quantized` is whether it computes in less than float32, so that its distance from float64 is not rounding noise.
     `recorded_here` says that this machine and runtime are those at which its recorded answers were given. `runtime` is
-    the package that ran it with its version, `threads` what it was given.
+    the package that ran it with its version, `threads` what it was given. `recorded_from` says whose the recorded answers
+    are. `unsteady` says of further runs (`AGAIN`) why they failed.
     """
 
     ref: str
@@ -37,6 +41,8 @@ class SideRecord(Frozen, frozen=True):
     threads: int
     recorded_here: bool = False
     error: str | None = None
+    recorded_from: str = EXPORTED
+    unsteady: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class SamplesRecord(Frozen, frozen=True):
@@ -61,6 +67,8 @@ class RecordingHead(Frozen, frozen=True):
 
     `answer` names the output that is judged. `truth` says where float64 is from, None if there is none; it covers the
     samples of `truth_samples` (indices). `reference` is a side's `ref`, or `goldens`, or `float64`. `created` is ISO 8601.
+    `unit` says whose float32 error others are measured by. `names_classes` is whether the largest value of the answer
+    names a class. `untrue` says why there is no truth.
     """
 
     subject: str
@@ -78,6 +86,9 @@ class RecordingHead(Frozen, frozen=True):
     edgecnn: str
     created: str
     schema_version: int = SCHEMA_VERSION
+    unit: str = TORCH_FLOAT32
+    names_classes: bool = True
+    untrue: str = ""
 
 
 @dataclass(frozen=True)

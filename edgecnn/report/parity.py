@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from edgecnn.parity import ParityReport
-from edgecnn.parity.compare import Cell
+from edgecnn.parity import ParityReport, Verdict
+from edgecnn.parity.decisions import Flip
+from edgecnn.parity.judge import Cell
+from edgecnn.parity.steadiness import Steadiness
 from edgecnn.report.text import table
 
-_HEADER = ["candidate", "computation", "SQNR dB", "max abs", "decisions", "accuracy", "flips", "drop below"]
+_HEADER = [
+    "candidate", "computation", "error", "SQNR dB", "max abs", "agree", "decisions", "accuracy", "flips", "drop <", "steady",
+]  # fmt: skip
+_LEGEND = (
+    "error: times float32's own (x), or of the quantization error (%); steady, for repeat, batch and threads: = equal to the "
+    "bit, ~ within tolerance, ! not, ? no unit, - not run"
+)
+_RANDOM = "the samples are random: they do not span what real images do; give --data"
 
 
 def parity_text(report: ParityReport) -> str:
     """Write the matrix of verdicts, then the reason and the flips behind each."""
-    lines = [
-        f"reference {report.reference}; {report.data or 'goldens only'}; decoding {report.decoding.verdict.value}",
-        table([_row(cell) for cell in report.cells], _HEADER),
-        f"decoding: {report.decoding.reason}",
-    ]
+    fed = report.data or report.samples or "goldens only"
+    decoding = f"; decoding {report.decoding.verdict.value}" if report.decoding else ""
+    lines = [f"reference {report.reference}; {fed}{decoding}"]
+    lines += [table([_row(cell) for cell in report.cells], _HEADER), _LEGEND]
+    lines += [_RANDOM] if report.random else []
+    lines += [f"decoding: {report.decoding.reason}"] if report.decoding else []
     for cell in report.cells:
-        lines.append(f"{cell.candidate} computation: {cell.computation.reason}")
-        if cell.decisions:
-            lines.append(f"{cell.candidate} decisions: {cell.decisions.reason}")
-            lines += [
-                f"  {flip.image}: is {flip.truth}, reference {flip.reference}, candidate {flip.candidate}"
-                for flip in cell.decisions.flips
-            ]
+        lines += _reasons(cell)
     return "\n".join([*lines, f"parity: {report.verdict.value}"])
+
+
+def _reasons(cell: Cell) -> list[str]:
+    lines = [f"{cell.candidate} computation: {cell.computation.reason}"]
+    if cell.decisions:
+        lines.append(f"{cell.candidate} decisions: {cell.decisions.reason}")
+        lines += [_flip(flip) for flip in cell.decisions.flips]
+    elif cell.agreement:
+        lines.append(f"{cell.candidate} agreement: {cell.agreement.changed} of {cell.agreement.n} answers are others")
+        lines += [_flip(flip) for flip in cell.agreement.flips]
+    passing = (Verdict.PASS, Verdict.NOT_MEASURED)
+    lines += [f"{cell.candidate} {one.what}: {one.reason}" for one in cell.steadiness if one.verdict not in passing]
+    return lines
+
+
+def _flip(flip: Flip) -> str:
+    truth = f"is {flip.truth}, " if flip.truth is not None else ""
+    ours, theirs = (
+        "" if margin is None else f" (by {margin:.3g})" for margin in (flip.reference_margin, flip.candidate_margin)
+    )
+    return f"  {flip.image}: {truth}reference {flip.reference}{ours}, candidate {flip.candidate}{theirs}"
 
 
 def _row(cell: Cell) -> list[str]:
@@ -32,10 +57,24 @@ def _row(cell: Cell) -> list[str]:
     return [
         cell.candidate,
         cell.computation.verdict.value,
+        _error(cell),
         f"{far.sqnr_db:.1f}" if far and far.sqnr_db is not None else "",
         f"{far.max_abs:.2e}" if far else "",
+        f"{cell.agreement.share:.2%}" if cell.agreement else "",
         decisions.verdict.value if decisions else "NOT MEASURED",
         f"{decisions.candidate_accuracy.value:.2%}" if decisions else "",
         f"{decisions.changed}" if decisions else "",
         f"{decisions.drop_high * 100:.2f}" if decisions else "",
+        "".join(map(_mark, cell.steadiness)),
     ]
+
+
+def _error(cell: Cell) -> str:
+    if cell.computation.multiple is not None:
+        return f"{cell.computation.multiple:.2g}x"
+    return f"{cell.computation.share:.1%}" if cell.computation.share is not None else ""
+
+
+def _mark(one: Steadiness) -> str:
+    marks = {Verdict.FAIL: "!", Verdict.INCONCLUSIVE: "?", Verdict.NOT_MEASURED: "-"}
+    return marks.get(one.verdict, "=" if one.bit_equal else "~")

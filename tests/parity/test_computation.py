@@ -21,7 +21,7 @@ def _truth(noise: float = 1e-6) -> Truth:
     """Make a truth whose float32 is off by exactly `noise`, up and down by turns."""
     rng = np.random.default_rng(1)
     exact = rng.normal(0, 4, (N, CLASSES))
-    return Truth("by hand", np.zeros((N, 2, 2, 1), dtype=np.uint8), exact, exact + noise * _signs())
+    return Truth("by hand", exact, exact + noise * _signs())
 
 
 def _signs() -> Array:
@@ -74,7 +74,7 @@ def test_a_small_error_everywhere_fails_by_the_mean() -> None:
     exact = truth.float64
     one = exact.copy()
     one[0, 0] += 1e-3
-    found = judge_float(exact + 1e-3 * _signs(), Truth("x", truth.pixels, exact, one), Tolerance())
+    found = judge_float(exact + 1e-3 * _signs(), Truth("x", exact, one), Tolerance())
     assert found.multiple == pytest.approx(np.sqrt(N * CLASSES), rel=1e-6)
     assert found.verdict is Verdict.FAIL
 
@@ -82,7 +82,7 @@ def test_a_small_error_everywhere_fails_by_the_mean() -> None:
 def test_an_exact_float32_is_judged_by_its_rounding() -> None:
     """Where float32 hits the truth exactly, the unit is half a unit in the last place, not zero."""
     exact = np.full((4, 3), 8.0)
-    truth = Truth("exact", np.zeros((4, 1, 1, 1), dtype=np.uint8), exact, exact.astype(np.float32))
+    truth = Truth("exact", exact, exact.astype(np.float32))
     ulp = float(np.spacing(np.float32(8.0)))
     near = judge_float(exact + ulp, truth, Tolerance())
     assert near.verdict is Verdict.PASS
@@ -94,7 +94,7 @@ def test_an_exact_float32_is_judged_by_its_rounding() -> None:
 def test_nothing_but_zeros_is_judged_without_a_division_by_zero() -> None:
     """A truth of zeros passes with zeros and fails with anything else."""
     zeros = np.zeros((2, 2))
-    truth = Truth("zeros", np.zeros((2, 1, 1, 1), dtype=np.uint8), zeros, zeros)
+    truth = Truth("zeros", zeros, zeros)
     assert judge_float(zeros, truth, Tolerance()).verdict is Verdict.PASS
     assert judge_float(zeros + 1e-30, truth, Tolerance()).verdict is Verdict.FAIL
 
@@ -119,7 +119,7 @@ def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def _recorded(own: float = 0.1) -> tuple[Truth, Recorded]:
     """Make an artifact whose recorded answers are off the truth by exactly `own`."""
     truth = _truth()
-    return truth, Recorded(truth.pixels, truth.float64 + own * _signs(), truth.float64)
+    return truth, Recorded(truth.float64 + own * _signs(), truth.float64)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_quantized_artifact_is_judged_by_its_recorded_answers(share: float, ve
 def test_the_share_and_the_distance_are_of_their_own_images() -> None:
     """The distance from float64 is of the truth's images, the share of the recorded ones, whatever their number."""
     truth, recorded = _recorded()
-    few = Recorded(recorded.pixels[:5], recorded.logits[:5], recorded.float64[:5])
+    few = Recorded(recorded.logits[:5], recorded.float64[:5])
     found = judge_quantized(truth.float64 + 0.25 * _signs(), few.logits, truth, few, Tolerance().recorded_share)
     assert found.distance is not None
     assert found.distance.rms == pytest.approx(0.25, rel=1e-9)
