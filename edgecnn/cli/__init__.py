@@ -29,6 +29,7 @@ COMMANDS = (
     "bench",
     "inspect",
     "doctor",
+    "sysroot",
     "demo",
     "completion",
 )
