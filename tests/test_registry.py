@@ -280,6 +280,6 @@ def test_looking_one_up_imports_nothing_else(
     assert module in new
     assert not HEAVY & {entry.partition(".")[0] for entry in before + new}
     plugins = {entry for entry in new if entry.startswith(("edgecnn.backends.", "edgecnn_exporters."))}
-    assert plugins <= {module, "edgecnn.backends.base"}
+    assert plugins <= {module, "edgecnn.backends.base", "edgecnn.backends.providers"}
     assert not [entry for entry in before if entry.startswith(("edgecnn.backends", "edgecnn_exporters"))]
     assert "loud_module" not in before + new

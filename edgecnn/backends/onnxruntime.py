@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU and on CUDA; a provider that was asked for and not obtained is an error."""
+"""ONNX Runtime on the CPU and on other providers; one that was asked for and not obtained is an error."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from edgecnn.backends import providers
 from edgecnn.backends.base import Array, SessionOptions, Tensors
-from edgecnn.errors import BackendError, DeviceError, MissingPackageError
+from edgecnn.errors import BackendError, DeviceError, EdgecnnError, MissingPackageError
 from edgecnn.host import target_of_host, usable_threads
 from edgecnn.spec import Artifact, TensorSpec
 
@@ -22,16 +23,17 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """Runs ONNX files; devices are `cpu` and, with onnxruntime-gpu, `cuda:N`."""
+    """Runs ONNX files; devices are `cpu`, with onnxruntime-gpu `cuda:0` and `tensorrt:0`, and those of plugins."""
 
     name = "onnxruntime"
     formats = ("onnx",)
     requires = {"onnxruntime": INSTALL}  # noqa: RUF012 -- a constant; ClassVar would say no more
 
     def devices(self) -> tuple[str, ...]:
-        """List `cpu`, and `cuda:0` where the installed wheel holds the CUDA provider; loading proves the rest."""
-        providers = import_onnxruntime().get_available_providers()
-        return ("cpu", "cuda:0") if "CUDAExecutionProvider" in providers else ("cpu",)
+        """List `cpu`, what the installed wheel holds providers for, and the plugins there are; loading proves the rest."""
+        held = import_onnxruntime().get_available_providers()
+        wheel = [device for device in ("cuda:0", "tensorrt:0") if providers.builtin(device, "fp32")[0] in held]
+        return ("cpu", *wheel, *providers.plugins())
 
     def load(self, artifact: Artifact, device: str, options: SessionOptions) -> OnnxRuntimeSession:
         """Load an ONNX file from its verified bytes.
@@ -44,13 +46,23 @@ class OnnxRuntimeBackend:
         data = artifact.read_bytes()
         try:
             native = _session_options(ort, artifact, device, options)
-            session = ort.InferenceSession(data, native, providers=_providers(device), enable_fallback=0)
+            plugin = providers.plugins().get(device)
+            if plugin:
+                wanted, chosen = providers.attach(ort, native, plugin), None
+            else:
+                wanted, settings = providers.builtin(device, artifact.precision)
+                chosen = [(wanted, settings)]
+            session = ort.InferenceSession(data, native, providers=chosen, enable_fallback=0)
+        except EdgecnnError:
+            raise
         except Exception as error:  # onnxruntime raises a dozen types of its own, all meaning: it did not load
             kind = DeviceError if device != "cpu" else BackendError
             raise kind(f"{artifact.path}: ONNX Runtime could not load it on {device} ({_first_line(error)})") from error
         got = session.get_providers()[0]
-        if got != _provider_name(device):
-            raise DeviceError(f"{artifact.path}: asked for {_provider_name(device)}, ONNX Runtime gave {got}")
+        if got != wanted:
+            raise DeviceError(f"{artifact.path}: asked for {wanted}, ONNX Runtime gave {got}")
+        if plugin:
+            providers.insist(session, wanted, artifact)
         return OnnxRuntimeSession(session, device)
 
 
@@ -109,20 +121,10 @@ def _session_options(ort: Any, artifact: Artifact, device: str, options: Session
     if artifact.target in FULL_RANGE_TARGETS and target_of_host() == "x86-64":
         # Without VNNI the 16 bit sums of full-range int8 weights saturate; this computes them right, only slower.
         native.add_session_config_entry("session.x64quantprecision", "1")
-    if device != "cpu":
+    if device.partition(":")[0] in ("cuda", "tensorrt"):
         # Without this ONNX Runtime only warns and runs what the provider cannot on the CPU.
         native.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return native
-
-
-def _provider_name(device: str) -> str:
-    return "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
-
-
-def _providers(device: str) -> list[Any]:
-    if device == "cpu":
-        return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0), "use_tf32": 0})]
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
+
 from edgecnn import host, registry
 from edgecnn.errors import EdgecnnError
 from edgecnn.host import Host, Load
@@ -39,7 +41,7 @@ def diagnose() -> Diagnosis:
     """Look at CPU, threads, memory, disk, backends, exporters and ONNX Runtime's providers."""
     machine = host.fingerprint()
     target = host.target_of_host()
-    backends = tuple(_backend(status) for status in registry.statuses(registry.BACKENDS))
+    backends, idle = _without_idle_plugins(tuple(_backend(status) for status in registry.statuses(registry.BACKENDS)))
     exporters = tuple(registry.statuses(registry.EXPORTERS))
     return Diagnosis(
         host=machine,
@@ -50,7 +52,7 @@ def diagnose() -> Diagnosis:
         backends=backends,
         exporters=exporters,
         providers=_providers(backends),
-        advice=tuple(_advice(machine, target, backends)),
+        advice=(*_advice(machine, target, backends), *idle),
     )
 
 
@@ -66,6 +68,27 @@ def _backend(status: registry.Status) -> BackendState:
         except Exception as error:  # a third party's probe may raise anything; the others must still be shown
             problem = f"its devices cannot be listed: {type(error).__name__}: {error}"
     return BackendState(name=status.name, distribution=status.distribution, usable=usable, problem=problem)
+
+
+def _without_idle_plugins(backends: tuple[BackendState, ...]) -> tuple[tuple[BackendState, ...], list[str]]:
+    """Take away the devices of ONNX Runtime's plugins that cannot be obtained here, and say why for each.
+
+    A plugin that is installed is a promise only: its library must load and find its hardware.
+    """
+    kept, idle = [], []
+    for backend in backends:
+        problems = _plugin_problems() if backend.name == "onnxruntime" and backend.usable else {}
+        usable = tuple(name for name in backend.usable if name not in problems)
+        kept.append(msgspec.structs.replace(backend, usable=usable))
+        idle += [f"{name}: {reason.removeprefix(name.partition('@')[2] + ': ')}" for name, reason in problems.items()]
+    return tuple(kept), idle
+
+
+def _plugin_problems() -> dict[str, str]:
+    from edgecnn.backends import providers
+
+    found = {f"onnxruntime@{device}": providers.problem(device) for device in providers.plugins()}
+    return {name: problem for name, problem in found.items() if problem}
 
 
 def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
