@@ -276,7 +276,7 @@ def _contradiction(recording: Recording) -> str | None:
         return f"{len(samples.names)} names for {samples.n} samples"
     if samples.labels is not None and len(samples.labels) != samples.n:
         return f"{len(samples.labels)} labels for {samples.n} samples"
-    if not all(0 <= label < len(head.classes) for label in samples.labels or ()):
+    if head.classes and not all(0 <= label < len(head.classes) for label in samples.labels or ()):
         return f"a label is not one of the {len(head.classes)} classes"
     if len({side.ref for side in head.sides}) != len(head.sides) or not head.sides:
         return "no side at all, or two of one name"
@@ -294,29 +294,37 @@ def _contradiction(recording: Recording) -> str | None:
 
 
 def _misshapen(recording: Recording) -> str | None:
-    """Compare the shapes of what belongs together: all answers are (samples, classes)."""
-    head = recording.head
-    classes = (len(head.classes),)
-    truth, goldens = _rows(recording.float64), _rows(recording.golden_float64)
-    wanted: list[tuple[str, Array | None, int | None]] = [
-        ("the truth", recording.float64, len(head.truth_samples) or truth),
-        ("torch's float32", recording.float32, truth),
-        ("the goldens' truth", recording.golden_float64, goldens),
+    """Compare the shapes of what belongs together: the truth is (samples, classes), and so is what is held to it.
+
+    A candidate's answer may have another width than there are classes: that is its fault, and evidence of it.
+    """
+    head, truth, goldens = recording.head, _rows(recording.float64), _rows(recording.golden_float64)
+    classes = len(head.classes)
+    wanted: list[tuple[str, Array | None, int | None, int]] = [
+        ("the truth", recording.float64, len(head.truth_samples) or truth, classes),
+        (head.unit, recording.float32, truth, classes),
+        ("the goldens' truth", recording.golden_float64, goldens, classes),
     ]
     for ref, side in recording.sides.items():
+        answer = side.answers.get(head.answer)
+        width = answer.shape[1] if answer is not None and answer.ndim == 2 and ref != head.reference else classes
         recorded = goldens if goldens is not None else _rows(side.goldens)
         wanted += [
-            (f"{ref}: the answer", side.answers.get(head.answer), head.samples.n),
-            (f"{ref}: on the truth", side.on_truth, truth),
-            (f"{ref}: on the goldens", side.goldens, recorded),
-            (f"{ref}: recorded", side.recorded, recorded),
+            (f"{ref}: the answer", answer, head.samples.n, width),
+            (f"{ref}: on the truth", side.on_truth, truth, width),
+            (f"{ref}: on the goldens", side.goldens, recorded, width),
+            (f"{ref}: recorded", side.recorded, recorded, classes),
         ]
-        wanted += [(f"{ref}: {name}", array, _rows(pair[0])) for name, pair in side.again.items() for array in pair]
-    for name, array, rows in wanted:
-        if array is not None and (not rows or array.shape != (rows, *classes)):
-            return f"{name} has shape {array.shape}, not {(rows, *classes)}"
-    if recording.float64 is not None and recording.float64.dtype != np.float64:
-        return f"the truth is {recording.float64.dtype}, not float64"
+        pairs = [(name, array, _rows(pair[0])) for name, pair in side.again.items() for array in pair]
+        wanted += [(f"{ref}: {name}", array, rows, width) for name, array, rows in pairs]
+    for name, array, rows, width in wanted:
+        if array is not None and (not rows or array.shape != (rows, width)):
+            return f"{name} has shape {array.shape}, not {(rows, width)}"
+    exact = (recording.float64, recording.golden_float64)
+    if any(array is not None and array.dtype != np.float64 for array in exact):
+        return "the truth is not in float64"
+    if not all(array is None or np.isfinite(array).all() for array in (*exact, recording.float32)):
+        return "the truth has values that are not finite"
     return None
 
 

@@ -108,6 +108,14 @@ def test_answers_that_are_not_finite_are_kept(tmp_path: Path) -> None:
     assert_same(made, read_evidence(tmp_path / "x.zip"))
 
 
+def test_an_answer_of_another_width_is_kept(tmp_path: Path) -> None:
+    """A candidate that gives four values where there are three classes is evidence of a fault, and comes back as it is."""
+    made = recording()
+    made.sides[FP32] = SideArrays(answers={"logits": np.zeros((40, 4), dtype=np.float32)})
+    write_evidence(tmp_path / "x.zip", made)
+    assert_same(made, read_evidence(tmp_path / "x.zip"))
+
+
 def test_a_failed_side_and_no_truth_are_kept(tmp_path: Path) -> None:
     """A side with an error and no arrays, absent labels, truth and decoding come back as they were."""
     made = recording(labels=False)
@@ -359,13 +367,14 @@ def test_a_head_that_contradicts_the_arrays_is_refused(
     ("what", "side", "array", "said"),
     [
         ("answers", FP32, np.zeros((41, 3), dtype=np.float32), "has not one answer for each of 40"),
-        ("answers", FP32, np.zeros((40, 4), dtype=np.float32), r"the answer has shape \(40, 4\)"),
+        ("answers", TORCH, np.zeros((40, 4), dtype=np.float32), r"the answer has shape \(40, 4\)"),
         ("on_truth", INT8, np.zeros((19, 3), dtype=np.float32), "on the truth has shape"),
         ("recorded", INT8, np.zeros((4, 3), dtype=np.float32), "recorded has shape"),
         ("again", FP32, np.zeros((8, 4), dtype=np.float32), r"repeat has shape \(8, 4\)"),
-        ("float64", None, np.zeros((20, 3), dtype=np.float32), "the truth is float32, not float64"),
+        ("float64", None, np.zeros((20, 3), dtype=np.float32), "the truth is not in float64"),
         ("float64", None, np.zeros((0, 3)), "the truth has shape"),
-        ("float32", None, np.zeros(20, dtype=np.float32), "torch's float32 has shape"),
+        ("float64", None, np.full((20, 3), np.nan), "not finite"),
+        ("float32", None, np.zeros(20, dtype=np.float32), "torch float32 has shape"),
     ],
 )
 def test_arrays_that_contradict_the_head_are_refused(
