@@ -287,6 +287,15 @@ def test_doctor_tells_what_keeps_a_plugin_idle(library: Path) -> None:
     assert any(line.startswith("onnxruntime@acme: its plugin could not be loaded (") for line in found.advice)
 
 
+def test_doctor_outlives_a_variable_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong variable is what is the matter with ONNX Runtime, and the other backends are shown as ever."""
+    monkeypatch.setenv(providers.VARIABLE, "webgpu")
+    states = {state.name: state for state in diagnose().backends}
+    assert providers.VARIABLE in (states["onnxruntime"].problem or "")
+    assert states["onnxruntime"].usable == ()
+    assert states["openvino"].usable == ("openvino",)
+
+
 def test_a_plugin_that_ends_the_process_is_told(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doctor outlives a driver that crashes, and passes on how the process ended."""
     monkeypatch.delenv(providers.VARIABLE)

@@ -71,24 +71,28 @@ def _backend(status: registry.Status) -> BackendState:
 
 
 def _without_idle_plugins(backends: tuple[BackendState, ...]) -> tuple[tuple[BackendState, ...], list[str]]:
-    """Take away the devices of ONNX Runtime's plugins that cannot be obtained here, and say why for each.
+    """Take away the devices of ONNX Runtime's plugins that cannot be obtained here, and say why.
 
     A plugin that is installed is a promise only: its library must load and find its hardware.
     """
-    kept, idle = [], []
-    for backend in backends:
-        problems = _plugin_problems() if backend.name == "onnxruntime" and backend.usable else {}
-        usable = tuple(name for name in backend.usable if name not in problems)
-        kept.append(msgspec.structs.replace(backend, usable=usable))
-        idle += [f"{name}: {reason.removeprefix(name.partition('@')[2] + ': ')}" for name, reason in problems.items()]
-    return tuple(kept), idle
+    if not any(backend.name == "onnxruntime" and backend.usable for backend in backends):
+        return backends, []
+    reasons: dict[str, list[str]] = {}
+    for device, reason in _plugin_problems().items():
+        reasons.setdefault(reason.removeprefix(f"{device}: "), []).append(f"onnxruntime@{device}")
+    idle = {name for names in reasons.values() for name in names}
+    kept = tuple(
+        msgspec.structs.replace(backend, usable=tuple(name for name in backend.usable if name not in idle))
+        for backend in backends
+    )
+    return kept, [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _plugin_problems() -> dict[str, str]:
     from edgecnn.backends import providers
 
-    found = {f"onnxruntime@{device}": providers.problem(device) for device in providers.plugins()}
-    return {name: problem for name, problem in found.items() if problem}
+    found = {device: providers.problem(device) for device in providers.plugins()}
+    return {device: problem for device, problem in found.items() if problem}
 
 
 def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
