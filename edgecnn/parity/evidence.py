@@ -101,7 +101,7 @@ def read_evidence(path: Path) -> Recording:
         SchemaError: it is of an unknown version, or lacks a field.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: is not there; give a file that `edgecnn parity` recorded")
+        raise UsageError(f"{path}: is not there; give a file that `edgecnn parity --keep` wrote")
     try:
         if path.stat().st_size > _LARGEST:
             raise DamagedError(f"{path}: over {_LARGEST >> 30} GB, which no recording is; do not use it")
@@ -178,7 +178,7 @@ def _index(archive: zipfile.ZipFile, where: str) -> Index:
     """Read the index and hold the zip's own list to it, before anything else is unpacked."""
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     if INDEX not in sizes:
-        raise UsageError(f"{where}: a zip, but no recording of a parity check; give one that `edgecnn parity` recorded")
+        raise UsageError(f"{where}: a zip, but no recording of a parity check; give one that `edgecnn parity --keep` wrote")
     if sum(sizes.values()) > _LARGEST or max(sizes[INDEX], sizes.get(HEAD, 0)) > _LARGEST_TEXT:
         raise DamagedError(f"{where}: unpacks to more than any recording does; do not use it")
     with archive.open(INDEX) as file:

@@ -193,7 +193,7 @@ def _judged(ref: str, pair: _Pair, side: SideRecord) -> Computation:
 
 def _verdict(value: float | None, allowed: float, unit: str) -> tuple[Verdict, str]:
     if value is None:
-        reason = f"the answers differ, and neither recording has float64, so {unit} is not known: record with torch installed"
+        reason = f"the answers differ, and neither recording has float64, so {unit} is not known: record where torch is installed"
         return Verdict.NOT_MEASURED, reason
     reason = f"the two machines' answers differ by {value:.3g} times {unit}; {allowed:g} is allowed"
     return Verdict.PASS if value <= allowed else Verdict.FAIL, reason

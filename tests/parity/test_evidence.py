@@ -18,10 +18,19 @@ import numpy as np
 import pytest
 from recordings import FP32, INT8, TORCH, recording
 
+from edgecnn.bundle import Bundle
+from edgecnn.data.of_bundle import find_test_images
 from edgecnn.errors import DamagedError, DataError, EdgecnnError, SchemaError, UsageError
 from edgecnn.parity import evidence
+from edgecnn.parity.compare import bundle_samples
 from edgecnn.parity.evidence import HEAD, INDEX, read_evidence, write_evidence
+from edgecnn.parity.judge import judge
+from edgecnn.parity.record import record
 from edgecnn.parity.recording import DecodingRecord, Recording, SideArrays
+from edgecnn.parity.replay import compare_recordings
+from edgecnn.parity.subject import Subject
+from edgecnn.parity.verdict import Verdict
+from edgecnn.spec import BackendRef, Tolerance
 
 Members = dict[str, bytes]
 
@@ -427,3 +436,23 @@ def test_an_index_that_names_an_array_twice_or_of_nothing_is_refused(written: Pa
         pack(written, {**content, INDEX: json.dumps(index).encode()})
         with pytest.raises(DamagedError):
             read_evidence(written)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_bundle_judged_from_its_file_is_judged_alike(bundle_folder: Path, tmp_path: Path, labelled: bool) -> None:
+    """What is recorded of a real bundle, on test images or its goldens, gives the same report after a trip through a file."""
+    bundle = Bundle.open(bundle_folder)
+    images, _ = find_test_images(bundle.manifest, None)
+    assert images is not None
+    samples = bundle_samples(bundle, images if labelled else None)
+    candidates = [BackendRef(backend="onnxruntime", artifact=name) for name in ("fp32", "int8")]
+    made = record(Subject.of_bundle(bundle), BackendRef(backend="torch"), candidates, samples)
+    write_evidence(tmp_path / "x.zip", made)
+    read = read_evidence(tmp_path / "x.zip")
+    assert judge(read) == judge(made)
+    assert judge(read).verdict is Verdict.PASS
+    strict = Tolerance(noise_multiple=0.01, max_drop=0.001)
+    assert judge(read, strict).verdict is Verdict.FAIL
+    again = record(Subject.of_bundle(bundle), BackendRef(backend="torch"), candidates, samples)
+    report = compare_recordings(read, again)
+    assert all("to the bit" in cell.computation.reason for cell in report.cells)
