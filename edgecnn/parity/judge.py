@@ -17,7 +17,7 @@ from edgecnn.host import Host
 from edgecnn.metrics import distance
 from edgecnn.parity.computation import Computation, Recorded, Truth, find_fault, judge_float, judge_quantized
 from edgecnn.parity.decisions import Agreement, Decisions, Flip, agree, judge_decisions, margins_of
-from edgecnn.parity.recording import Array, DecodingRecord, Recording, RecordingHead, SideArrays, SideRecord
+from edgecnn.parity.recording import EXPORTED, Array, DecodingRecord, Recording, RecordingHead, SideArrays, SideRecord
 from edgecnn.parity.steadiness import Steadiness, judge_again, unit_of
 from edgecnn.parity.verdict import Verdict
 from edgecnn.spec import Frozen, Tolerance
@@ -82,7 +82,7 @@ def judge(recording: Recording, tolerance: Tolerance | None = None) -> ParityRep
     return ParityReport(
         bundle=head.subject,
         reference=head.reference,
-        verdict=_overall(decoding, cells),
+        verdict=_overall(decoding, cells, head.subject_sha256),
         decoding=decoding,
         cells=cells,
         tolerance=tolerance,
@@ -274,7 +274,16 @@ def _logs(probabilities: Array) -> npt.NDArray[np.float64]:
     return result
 
 
-def _overall(decoding: Decoding | None, cells: Sequence[Cell]) -> Verdict:
+def _is_another(cell: Cell, subject_sha256: str) -> bool:
+    """Say whether a candidate is a quantized file other than the subject, which nobody has vouched for.
+
+    That it is computed as its operators are defined says nothing of what was rounded away: only decisions do.
+    """
+    side = cell.where
+    return side is not None and side.quantized and side.recorded_from != EXPORTED and side.sha256 != subject_sha256
+
+
+def _overall(decoding: Decoding | None, cells: Sequence[Cell], subject_sha256: str) -> Verdict:
     """Take the worst; a candidate of which nothing was measured keeps the whole from passing.
 
     Steadiness can only take away: answers that repeat are not yet right ones.
@@ -284,6 +293,7 @@ def _overall(decoding: Decoding | None, cells: Sequence[Cell]) -> Verdict:
         answers = [cell.computation.verdict, *([cell.decisions.verdict] if cell.decisions else [])]
         measured = [verdict for verdict in answers if verdict is not Verdict.NOT_MEASURED]
         verdicts += measured or [Verdict.NOT_MEASURED]
+        verdicts += [Verdict.NOT_MEASURED] if cell.decisions is None and _is_another(cell, subject_sha256) else []
         verdicts += [one.verdict for one in cell.steadiness if one.verdict is not Verdict.NOT_MEASURED]
     order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_MEASURED, Verdict.PASS)
     return next(verdict for verdict in order if verdict in verdicts)

@@ -343,6 +343,8 @@ def _recorded(
         return None
     if goldens is not None and subject.is_own(file):
         return goldens.recorded.get(file.name)
+    if side.runtime.startswith("onnx "):
+        return None  # the evaluator is no oracle of itself
     if goldens is not None:
         feeds = iter([{subject.inputs[0].name: goldens.pixels}])
     elif truth is not None:

@@ -52,7 +52,7 @@ def run_batch(session: CheckedSession, feeds: Mapping[str, Array]) -> Tensors:
 
 def batch_of(session: CheckedSession) -> int | None:
     """Say how many samples a session insists on at once; None where any number will do."""
-    return next((spec.shape[0] for spec in session.inputs if spec.shape and spec.shape[0] is not None), None)
+    return next((spec.shape[0] for spec in session.inputs if spec.shape and (spec.shape[0] or 0) > 0), None)
 
 
 def rows_of(feeds: Mapping[str, Array]) -> int:

@@ -147,14 +147,14 @@ def labelled_samples(images: LabelledImages, input_name: str, classes: int) -> I
     return ImageSamples(images, input_name, record)
 
 
-def fed_samples(feeds: FeedSet, where: str, classes: int) -> FedSamples:
+def fed_samples(feeds: FeedSet, where: str, classes: int | None) -> FedSamples:
     """Feed an ONNX model what `edgecnn quantize` would feed it.
 
     Raises:
         DataError: a label is none of the model's classes.
     """
     labels = feeds.labels
-    if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+    if labels is not None and classes is not None and (labels.min() < 0 or labels.max() >= classes):
         raise DataError(
             f"{where}: its labels go from {labels.min()} to {labels.max()}, the model has {classes} classes"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -161,10 +162,26 @@ def load_model(artifact: Artifact) -> onnx.ModelProto:
     return model
 
 
-def flat_size(spec: TensorSpec) -> int | None:
-    """Count the values of one sample, None where a size is free."""
-    sizes = spec.shape[1:]
-    return None if any(size is None for size in sizes) else math.prod(size or 0 for size in sizes)
+@functools.lru_cache(maxsize=4)
+def prepared_model(path: Path, sha256: str) -> onnx.ModelProto:
+    """Read a file as `edgecnn quantize` does, weights as weights, else as it is where that does not take it.
+
+    Raises:
+        BackendError: it is no ONNX model.
+    """
+    from edgecnn.errors import QuantizationError
+    from edgecnn.quantization.source import read_source
+
+    try:
+        return read_source(path).model
+    except QuantizationError:
+        return load_model(Artifact(name=path.name, format="onnx", path=path, sha256=sha256 or None))
+
+
+def answer_size(subject: Subject) -> int | None:
+    """Count the values of one sample's answer, None where a size is free."""
+    sizes = next(spec.shape[1:] for spec in subject.outputs if spec.name == subject.answer)
+    return None if not sizes or any(size is None for size in sizes) else math.prod(size or 0 for size in sizes)
 
 
 def _precision(data: bytes) -> str:

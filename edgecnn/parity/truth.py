@@ -16,7 +16,7 @@ from edgecnn.errors import BackendError, EdgecnnError
 from edgecnn.parity.recording import TORCH_FLOAT32
 from edgecnn.parity.running import run_all
 from edgecnn.parity.samples import Indices, Samples, spread
-from edgecnn.parity.subject import Subject, load_model
+from edgecnn.parity.subject import Subject, load_model, prepared_model
 from edgecnn.spec import Artifact, BackendRef
 
 if TYPE_CHECKING:
@@ -194,9 +194,7 @@ class _Smooth:
 def _by_torch(artifact: Artifact, answer: str) -> Exact:
     if find_spec("torch") is None:
         raise BackendError("torch is not installed")
-    from edgecnn.quantization.source import read_source
-
-    return _TorchGraph(read_source(artifact.path).model, answer)
+    return _TorchGraph(prepared_model(artifact.path, artifact.sha256 or ""), answer)
 
 
 def _by_onnx(artifact: Artifact, answer: str) -> Exact:

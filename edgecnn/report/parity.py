@@ -12,9 +12,10 @@ _HEADER = [
     "candidate", "computation", "error", "SQNR dB", "max abs", "agree", "decisions", "accuracy", "flips", "drop <", "steady",
 ]  # fmt: skip
 _LEGEND = (
-    "error: times float32's own (x), or of the quantization error (%); steady, for repeat, batch and threads: = equal to the "
-    "bit, ~ within tolerance, ! not, ? no unit, - not run"
+    "error: times float32's own (x), or of the quantization error (%)\n"
+    "steady, when repeated, one at a time, with other threads: = to the bit, ~ within tolerance, ! not, ? no unit, - not run"
 )
+_WIDEST = 30
 _RANDOM = "the samples are random: they do not span what real images do; give --data"
 
 
@@ -36,7 +37,11 @@ def _reasons(cell: Cell) -> list[str]:
     if cell.decisions:
         lines.append(f"{cell.candidate} decisions: {cell.decisions.reason}")
         lines += [_flip(flip) for flip in cell.decisions.flips]
-    elif cell.agreement:
+    elif cell.where is not None and cell.where.quantized:
+        lines.append(
+            f"{cell.candidate} decisions: not measured; only labelled images show what quantization costs (--data)"
+        )
+    if cell.agreement and not cell.decisions:
         lines.append(f"{cell.candidate} agreement: {cell.agreement.changed} of {cell.agreement.n} answers are others")
         lines += [_flip(flip) for flip in cell.agreement.flips]
     passing = (Verdict.PASS, Verdict.NOT_MEASURED)
@@ -54,8 +59,9 @@ def _flip(flip: Flip) -> str:
 
 def _row(cell: Cell) -> list[str]:
     far, decisions = cell.computation.distance, cell.decisions
+    name = cell.candidate
     return [
-        cell.candidate,
+        name if len(name) <= _WIDEST else f"{name[:12]}...{name[15 - _WIDEST :]}",
         cell.computation.verdict.value,
         _error(cell),
         f"{far.sqnr_db:.1f}" if far and far.sqnr_db is not None else "",
