@@ -255,11 +255,15 @@ def test_tensorrt_is_listed_only_where_the_wheel_has_it(monkeypatch: pytest.Monk
     held = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.delenv(providers.VARIABLE, raising=False)
     monkeypatch.setattr(providers, "_packages", list)
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     for count, devices in ((3, ("cpu", "cuda:0", "tensorrt:0")), (2, ("cpu", "cuda:0")), (1, ("cpu",))):
-        listed = held[3 - count :] if count != 2 else held[1:]
+        listed = held[3 - count :]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda listed=listed: listed)
         assert OnnxRuntimeBackend().devices() == devices
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ, "looking changes nothing"
+    assert providers.builtin("tensorrt:0", "fp32")[0] == held[0]
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
     assert providers.builtin("tensorrt:0", "int8")[1]["trt_int8_enable"] == 1
     assert providers.builtin("tensorrt:0", "fp32")[1] == {"device_id": 0, "trt_int8_enable": 0, "trt_fp16_enable": 0}
 

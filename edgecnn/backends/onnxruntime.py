@@ -32,7 +32,7 @@ class OnnxRuntimeBackend:
     def devices(self) -> tuple[str, ...]:
         """List `cpu`, what the installed wheel holds providers for, and the plugins there are; loading proves the rest."""
         held = import_onnxruntime().get_available_providers()
-        wheel = [device for device in ("cuda:0", "tensorrt:0") if providers.builtin(device, "fp32")[0] in held]
+        wheel = [device for device, provider in providers.WHEEL.items() if provider in held]
         return ("cpu", *wheel, *providers.plugins())
 
     def load(self, artifact: Artifact, device: str, options: SessionOptions) -> OnnxRuntimeSession:

@@ -24,6 +24,7 @@ from edgecnn.spec import Artifact
 
 VARIABLE = "EDGECNN_ORT_PLUGINS"
 CPU = "CPUExecutionProvider"
+WHEEL = {"cuda:0": "CUDAExecutionProvider", "tensorrt:0": "TensorrtExecutionProvider"}
 NAMES = {"onnxruntime_qnn": "qnn", "onnxruntime_ep_nv_tensorrt_rtx": "tensorrt-rtx"}
 KINDS = {"openvino": ("cpu", "gpu", "npu"), "qnn": ("cpu", "gpu", "npu")}
 # Some libraries only answer to their own name when they are registered; packages tell it, the variable does not.
