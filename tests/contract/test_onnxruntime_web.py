@@ -18,7 +18,7 @@ from web_models import need, truth, write_int8, write_model, write_net
 from edgecnn.backends import web_bridge
 from edgecnn.backends.base import CheckedSession, SessionOptions, open_session
 from edgecnn.backends.onnxruntime import OnnxRuntimeBackend
-from edgecnn.backends.onnxruntime_web import OnnxRuntimeWebBackend
+from edgecnn.backends.onnxruntime_web import OnnxRuntimeWebBackend, find_package
 from edgecnn.errors import BackendError, ContractError
 from edgecnn.spec import Artifact, BackendRef
 from edgecnn.testing import check_backend
@@ -264,7 +264,7 @@ def test_a_damaged_package_is_one_line(
     device: str, gone: str, fp32: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a file of the npm package is missing nothing is fetched in its stead: it is an error of one line."""
-    whole = Path(os.environ["EDGECNN_WEB"]) / "node_modules" / "onnxruntime-web" / "dist"
+    whole = find_package()
     dist = tmp_path / "web" / "node_modules" / "onnxruntime-web" / "dist"
     dist.mkdir(parents=True)
     for file in whole.glob("*.[mw]*"):
