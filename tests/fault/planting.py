@@ -178,7 +178,7 @@ def int64(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-def _dequantized(model: onnx.ModelProto, kind: str, place: int) -> onnx.NodeProto:
+def dequantizer(model: onnx.ModelProto, kind: str, place: int) -> onnx.NodeProto:
     """Find what dequantizes an input of the last node of a kind: 0 is the activation, 1 the weights."""
     wanted = nodes(model, kind)[-1].input[place]
     return next(node for node in nodes(model, "DequantizeLinear") if node.output[0] == wanted)
@@ -192,9 +192,9 @@ def scale(kind: str, place: int, factor: float, everywhere: bool = False) -> Edi
         flat[: flat.size if everywhere else 1] *= factor
         return flat.reshape(value.shape)
 
-    return lambda model: change_constant(model, _dequantized(model, kind, place).input[1], change)
+    return lambda model: change_constant(model, dequantizer(model, kind, place).input[1], change)
 
 
 def int8_weights(kind: str, change: Change) -> Edit:
     """Change the int8 weights of the last node of a kind."""
-    return lambda model: change_constant(model, _dequantized(model, kind, 1).input[0], change)
+    return lambda model: change_constant(model, dequantizer(model, kind, 1).input[0], change)
