@@ -39,10 +39,10 @@ def junit_xml(report: ParityReport) -> str:
     cases = list(_cases(report))
     failed = sum(case.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE) for case in cases)
     skipped = sum(case.verdict is Verdict.NOT_MEASURED for case in cases)
-    counts = {"tests": len(cases), "failures": failed, "errors": 0, "skipped": skipped}
+    counts = {"tests": len(cases), "failures": failed, "errors": 0}
     name = f"edgecnn parity {report.bundle}"
     root = _element(None, "testsuites", name=name, **counts, time="0")
-    suite = _element(root, "testsuite", name=name, **counts, time="0")
+    suite = _element(root, "testsuite", name=name, **counts, skipped=skipped, time="0")
     properties = _element(suite, "properties")
     for key, value in _properties(report):
         _element(properties, "property", name=key, value=value)
@@ -97,7 +97,7 @@ def _properties(report: ParityReport) -> Iterator[tuple[str, str]]:
     for cell in report.cells:
         if cell.where is not None:
             side = cell.where
-            yield f"{cell.candidate}.ran", f"{side.runtime}, {side.device}, {side.threads} threads, {side.precision}"
+            yield f"{cell.candidate}.ran", f"{side.runtime}, {side.device}, threads {side.threads}, {side.precision}"
             yield f"{cell.candidate}.sha256", side.sha256 or "unknown"
 
 

@@ -266,10 +266,14 @@ def _figures(cell: Cell, reference: str) -> list[tuple[str, object]]:
     if cell.where is not None:
         side = cell.where
         rows += [
-            ("ran", f"{cell.artifact} ({side.precision}) by {side.runtime} on {side.device}, {side.threads} threads"),
+            ("ran", f"{cell.artifact} ({side.precision}) by {side.runtime} on {side.device}, {_threads(side.threads)}"),
             ("SHA-256 of the file", side.sha256 or "–"),
         ]
     return rows
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def _decision_figures(found: Decisions) -> list[tuple[str, object]]:
@@ -369,7 +373,7 @@ def _tolerances(report: ParityReport) -> list[list[str]]:
         ["noise multiple", f"{tolerance.noise_multiple:g}", "a float32 candidate's error, in units of float32's own"],
         ["recorded share", f"{tolerance.recorded_share:g}", "a quantized one's difference from its recorded answers, as a share of its quantization error"],
         ["recorded share here", f"{tolerance.recorded_share_here:g}", "the same, where CPU and runtime are those that recorded them"],
-        ["largest drop", f"{tolerance.max_drop * 100:g} points", "of accuracy, that has to be excluded"],
+        ["largest drop", f"{tolerance.max_drop * 100:g}", "in points of accuracy; a larger one has to be excluded"],
         ["confidence", f"{tolerance.confidence * 100:g} %", "of the bound on the drop"],
     ]  # fmt: skip
 
