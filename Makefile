@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all that a fresh machine needs. PYTHON chooses the interpreter that .venv is made with.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where the browser backend and its tests look for onnxruntime-web.
+export EDGECNN_WEB ?= $(CURDIR)/.venv/web
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint deploy/constraints.txt
 
 .PHONY: demo test check bench docs

@@ -56,7 +56,8 @@ class Session(Protocol):
 class Backend(Protocol):
     """Loads artifacts of some formats on some devices.
 
-    A class may also state `requires: dict[str, str]`, from a module's name to the way to install it.
+    A class may also state `requires: dict[str, str]`, from a module's name to the way to install it, and have a method
+    `missing() -> dict[str, str]`, from devices that it could have here to what they need.
     """
 
     name: str
@@ -106,7 +107,12 @@ class CheckedSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._run = _closed
         self.inner.__exit__(kind, error, trace)
+
+
+def _closed(feeds: Mapping[str, Array]) -> Tensors:
+    raise BackendError("the session is closed")
 
 
 # For each tensor its name, dtype, the shapes that were found good before, and its specification.
@@ -165,7 +171,9 @@ def open_session(
         )
     if ref.device not in backend.devices():
         have = ", ".join(backend.devices()) or "none"
-        raise DeviceError(f"{ref}: no device {ref.device!r} on this machine for {ref.backend}; it has: {have}")
+        needs = getattr(backend, "missing", dict)().get(ref.device)
+        told = f"; {needs}" if needs else ""
+        raise DeviceError(f"{ref}: no device {ref.device!r} on this machine for {ref.backend}; it has: {have}{told}")
     try:
         session = backend.load(artifact, ref.device, options or SessionOptions())
     except EdgecnnError:

@@ -15,12 +15,16 @@ from edgecnn.spec import Frozen, Target
 
 
 class BackendState(Frozen, frozen=True):
-    """One backend: the names to use it by on this machine, or what is wrong and how to mend it."""
+    """One backend: the names to use it by on this machine, or what is wrong and how to mend it.
+
+    `missing` maps devices that it could have here to what they need.
+    """
 
     name: str
     distribution: str
     usable: tuple[str, ...]
     problem: str | None
+    missing: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Diagnosis(Frozen, frozen=True):
@@ -58,16 +62,22 @@ def diagnose() -> Diagnosis:
 
 def _backend(status: registry.Status) -> BackendState:
     usable: tuple[str, ...] = ()
+    missing: dict[str, str] = {}
     problem = status.problem
     if problem is None:
         try:
-            devices = registry.get(registry.BACKENDS, status.name).devices()
-            usable = tuple(status.name if device == "cpu" else f"{status.name}@{device}" for device in devices)
+            backend = registry.get(registry.BACKENDS, status.name)
+            usable = tuple(
+                status.name if device == "cpu" else f"{status.name}@{device}" for device in backend.devices()
+            )
+            missing = getattr(backend, "missing", dict)()
         except EdgecnnError as error:
             problem = str(error)
         except Exception as error:  # a third party's probe may raise anything; the others must still be shown
             problem = f"its devices cannot be listed: {type(error).__name__}: {error}"
-    return BackendState(name=status.name, distribution=status.distribution, usable=usable, problem=problem)
+    return BackendState(
+        name=status.name, distribution=status.distribution, usable=usable, problem=problem, missing=missing
+    )
 
 
 def _without_idle_plugins(backends: tuple[BackendState, ...]) -> tuple[tuple[BackendState, ...], list[str]]:
@@ -105,6 +115,12 @@ def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
 
 def _advice(machine: Host, target: Target, backends: tuple[BackendState, ...]) -> list[str]:
     advice = [f"{backend.name}: {backend.problem}" for backend in backends if backend.problem]
+    advice += [
+        f"{backend.name}@{device}: {told}"
+        for backend in backends
+        if not backend.problem
+        for device, told in backend.missing.items()
+    ]
     if {"onnxruntime", "onnxruntime-gpu"} <= set(machine.packages):
         advice.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, then install one"

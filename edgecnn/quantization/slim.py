@@ -46,15 +46,22 @@ def file_size(model: onnx.ModelProto) -> int:
 
 
 def _share(model: onnx.ModelProto) -> None:
-    """Let equal initializers be one; weights are left alone, as they give layers their names."""
+    """Let equal initializers be one; weights and their zero points are left alone, and the former give layers their names."""
     weights, kept = set(quantized_layers(model).values()), []
+    # ONNX Runtime rewrites int8 weights on x86 without VNNI, each with its zero point, and fails where two share one.
+    alone = weights | {
+        node.input[2]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights and len(node.input) > 2
+    }
     first, renamed = dict[bytes, str](), dict[str, str]()
     for tensor in model.graph.initializer:
         content = onnx.TensorProto.FromString(tensor.SerializeToString())
         content.ClearField("name")
         key = content.SerializeToString(deterministic=True)
-        if tensor.name in weights or key not in first:
-            first.setdefault(key, tensor.name)
+        if tensor.name in alone or key not in first:
+            if tensor.name not in alone:
+                first[key] = tensor.name
             kept.append(tensor.SerializeToString())
         else:
             renamed[tensor.name] = first[key]
