@@ -14,10 +14,10 @@ from edgecnn.errors import BackendError
 from edgecnn.parity.localize.cut import chain, cut, open_on_cpu
 from edgecnn.parity.localize.exact import Exact
 from edgecnn.parity.localize.fingerprint import fingerprint
-from edgecnn.parity.localize.judge import ideal_step, rounded, rounding_noise, use_of
 from edgecnn.parity.localize.points import Grid, Look, points_of
 from edgecnn.parity.localize.ready import ready
 from edgecnn.parity.localize.result import figures
+from edgecnn.parity.localize.rounding import ideal_step, rounded, rounding_noise, steps_of, unseen, use_of
 from edgecnn.parity.localize.sides import same_layers
 from edgecnn.quantization.fusion import optimised
 
@@ -121,12 +121,14 @@ def test_rounding_costs_a_block_what_was_worked_out(seed: int) -> None:
         one for one in cut(look, list(points.values()), {**shapes, "x": feeds["x"].shape}) if "b" in one.layers
     )
     truth = graphs.run(floats, feeds, ["ar", "br"])
+    named = {f"{name}_QuantizeLinear_Output": truth[name] for name in ("ar", "br")}
+    steps = steps_of([point for point in points.values() if point.tensor in named], named)
     source, target = points["ar_QuantizeLinear_Output"].grid, block.point.grid
     assert source is not None
     assert target is not None
     answer = graphs.run(block.model, {"ar_QuantizeLinear_Output": source.quantize(truth["ar"])})[block.point.tensor]
     error = figures(truth["br"], target.dequantize(answer)).rms
-    expected = rounding_noise(block, points, {"ar_QuantizeLinear_Output": truth["ar"]}, truth["br"])
+    expected = rounding_noise(block, points, steps, {"ar_QuantizeLinear_Output": truth["ar"]}, truth["br"])
     assert error is not None
     assert 0.67 < error / expected < 1.5
 
@@ -217,3 +219,11 @@ def test_a_ready_model_is_the_same_one() -> None:
     assert not any(node.op_type == "Constant" for node in model.graph.node)
     before, after = graphs.run(raw, feeds), graphs.run(model, feeds)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_unseen_images_may_go_a_little_beyond_a_range() -> None:
+    """A few values somewhat beyond a range are cut off of the truth as well; many, or far ones, are not."""
+    grid, values = Grid(0.01, 0, UINT8), np.linspace(0, 2.5, 1000)
+    assert unseen(grid, np.append(values, 3.0)).max() == grid.most
+    assert unseen(grid, np.append(values, 6.0)).max() == 6.0
+    assert unseen(grid, values * 1.3).max() == 2.5 * 1.3

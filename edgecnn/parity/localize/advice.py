@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.parity.localize.fingerprint import fingerprint, turned
-from edgecnn.parity.localize.judge import Measured, as_values
+from edgecnn.parity.localize.judge import Measured
 from edgecnn.parity.localize.result import BlockDifference, root_mean_square
+from edgecnn.parity.localize.rounding import as_values
 
 Array = npt.NDArray[Any]
 _PROPOSED = 3  # layers to leave in float

@@ -70,27 +70,36 @@ def cut(look: Look, points: Sequence[Point], shapes: Shapes) -> list[Block]:
     return [_block(look, point, edges - {point.tensor}, kinds, shapes) for point in points]
 
 
-def run_block(block: Block, open_model: Open, inputs: Sequence[Mapping[str, Array]]) -> list[Array]:
-    """Load a block once and run it on each of `inputs`.
+def run_block(block: Block, open_model: Open, values: Mapping[str, Array]) -> Array:
+    """Load a block and run it on what it reads of `values`.
 
     Raises:
         BackendError: the backend cannot load or run it.
     """
-    fed = [{name: feeds[name] for name in block.inputs} for feeds in inputs]
+    fed = {name: values[name] for name in block.inputs}
+    return run_model(block.model, open_model, fed, f"block {block.name}")[block.point.tensor]
+
+
+def run_model(model: onnx.ModelProto, open_model: Open, feeds: Mapping[str, Array], what: str) -> Arrays:
+    """Load a model and run it once; `what` is for the message.
+
+    Raises:
+        BackendError: the backend cannot load or run it.
+    """
     try:
-        with open_model(block.model) as session:
-            return [session.run(one)[block.point.tensor] for one in fed]
+        with open_model(model) as session:
+            return session.run(feeds)
     except EdgecnnError as error:
-        raise BackendError(f"block {block.name}: {error}") from error
+        raise BackendError(f"{what}: {error}") from error
     except Exception as error:  # a bare session raises whatever its runtime raises
-        raise BackendError(f"block {block.name}: {' '.join(str(error).split())[:300]}") from error
+        raise BackendError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
 def chain(blocks: Sequence[Block], open_model: Open, feeds: Mapping[str, Array]) -> Arrays:
     """Run the blocks one after the other, each on what those before it gave; all their outputs by name."""
     values: Arrays = dict(feeds)
     for block in blocks:
-        (values[block.point.tensor],) = run_block(block, open_model, [values])
+        values[block.point.tensor] = run_block(block, open_model, values)
     return {block.point.tensor: values[block.point.tensor] for block in blocks}
 
 

@@ -44,6 +44,10 @@ class Exact:
                 return self._by_torch(feeds, outputs)
             except (EdgecnnError, RuntimeError, TypeError):  # an operator, or a use of one, that it does not know
                 pass
+        if self.smooth and any(node.op_type in QUANTIZERS for node in self.model.graph.node):
+            raise BackendError(
+                "a graph with quantizers cannot be evaluated smoothly without torch, or with an operator unknown to it"
+            )
         return _by_onnx(self.model, feeds, outputs)
 
     def _by_torch(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -65,6 +69,8 @@ class Exact:
                     constant |= set(node.output) if node.input[0] in constant else set()
                 elif node.op_type == "Cast" and _to_float(node) and inputs[0].is_floating_point():
                     results = inputs[:1]  # a cast between floats rounds, which float64 is to be free of
+                elif node.op_type == "Sum":
+                    results = [sum(inputs[1:], inputs[0])]
                 else:
                     results = run(read_call(node, opset), inputs)
                 for name, result in zip(node.output, results, strict=False):

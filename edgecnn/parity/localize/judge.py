@@ -20,8 +20,7 @@ that share their steps, as around a pooling or a concatenation, count as one, an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,20 +28,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.errors import BackendError
-from edgecnn.parity.computation import ROUNDING
 from edgecnn.parity.localize.cut import Block
-from edgecnn.parity.localize.exact import Exact
-from edgecnn.parity.localize.points import Grid, Point
+from edgecnn.parity.localize.points import Point
 from edgecnn.parity.localize.result import Blame, BlockDifference, Figures, figures, root_mean_square
+from edgecnn.parity.localize.rounding import FIXED_RANGE, overrun_of, unseen, use_of
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 QUANTIZED_MULTIPLE, STANDS_OUT, BEYOND_DOUBT = 3.0, 2.0, 30.0
 LEAST_USED, USED_OTHERWISE = 0.55, 1.6
-OVERSHOOT, FEW_CUT_OFF = 0.4, 0.02
-_FIXED_RANGE = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Measured:
 
     `exact` is the block by definition on the same inputs, `plain` in float32 without optimisations; each None where it
     could not be run, and `failure` then says why the candidate could not. `chained` is the candidate's on its own inputs.
-    `fed` is what the block was given, integers where it takes integers.
+    `step` is what the output needs, 0 in float, and `fed` what the block was given, integers where it takes integers.
     """
 
     block: Block
@@ -62,6 +57,7 @@ class Measured:
     chained: Array
     expected: float
     expected_max: float
+    step: float
     fed: Arrays
     failure: str = ""
 
@@ -73,7 +69,7 @@ def describe(measured: Measured, above: bool) -> BlockDifference:
     used = clipped = overrun = None
     if block.point.grid is not None:
         used, clipped = use_of(block.point.grid, truth)
-        overrun = overrun_of(block.point, truth)
+        overrun = overrun_of(block.point.grid, truth, measured.step)
         if measured.alone is not None:
             judged = figures(unseen(block.point.grid, truth), measured.alone)
     return BlockDifference(
@@ -117,103 +113,6 @@ def decide(
             blame = "model file"  # a range too wide is no kernel's doing
         decided.append(msgspec.structs.replace(one, culprit=bool(why), why=why, blame=blame))
     return decided
-
-
-def float_noise(truth: Array, exact: Array | None, plain: Array | None) -> tuple[float, float]:
-    """Give float32's own error on a block, root mean square and largest; half a unit in the last place at least."""
-    least = ROUNDING * root_mean_square(truth), ROUNDING * float(np.abs(truth).max())
-    if exact is None or plain is None or exact.shape != plain.shape:
-        return least
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = plain.astype(np.float64) - exact
-        noise = root_mean_square(error), float(np.abs(error).max())
-    if not all(map(math.isfinite, noise)):
-        return least
-    return max(noise[0], least[0]), max(noise[1], least[1])
-
-
-def rounding_noise(block: Block, points: Mapping[str, Point], inputs: Arrays, truth: Array) -> float:
-    """Work out what eight bits have to cost a block, as root mean square: rounding of inputs, weights and output."""
-    grids = {name: points[name].grid for name in block.inputs if name in points}
-    coarse = {name: _coarse(points[name], value) if name in points else value for name, value in inputs.items()}
-    power = _step(block.point, truth) ** 2 / 12
-    output = block.point.tensor
-    try:
-        smooth = Exact(block.model, smooth=True).run(inputs, [output])[output]
-        moved = Exact(block.model, smooth=True, jitter=0).run(inputs, [output])[output]
-        powers = [root_mean_square(Exact(block.model, smooth=True).run(coarse, [output])[output] - smooth) ** 2]
-        powers.append(root_mean_square(moved - smooth) ** 2)
-        if _rounds_inside(block):
-            fed = {name: _integers(value, grids.get(name)) for name, value in inputs.items()}
-            inner = as_values(Exact(block.model).run(fed, [output])[output], block.point)
-            powers.append(root_mean_square(inner - smooth) ** 2)
-        power += sum(one for one in powers if math.isfinite(one))
-    except BackendError:
-        pass
-    return max(math.sqrt(power), ROUNDING * root_mean_square(truth))
-
-
-def ideal_step(values: Array, kind: np.dtype[Any]) -> float:
-    """Give the step that covers values, and 0, in all the steps of an integer type."""
-    limits = np.iinfo(kind)
-    return (max(0.0, float(values.max())) - min(0.0, float(values.min()))) / (int(limits.max) - int(limits.min))
-
-
-def rounded(values: Array, step: float) -> Array:
-    """Round values to a step."""
-    result: Array = np.rint(values / step) * step if step else values
-    return result
-
-
-def unseen(grid: Grid, values: Array) -> Array:
-    """Cut values off where a quantizer does, if they go no further beyond its range than those of unseen images may."""
-    span = grid.most - grid.least
-    beyond = max(float(values.max()) - grid.most, grid.least - float(values.min()) if grid.least < 0 else 0.0)
-    if beyond > OVERSHOOT * span or use_of(grid, values)[1] > FEW_CUT_OFF:
-        return values
-    return np.clip(values, grid.least, grid.most)
-
-
-def overrun_of(point: Point, truth: Array) -> float:
-    """Give what a range cuts off as root mean square, in units of what rounding has to cost; 0 where that may be."""
-    grid, step = point.grid, _step(point, truth)
-    if grid is None or not step or unseen(grid, truth) is not truth:
-        return 0.0
-    least = grid.least if grid.least < 0 else -math.inf
-    return root_mean_square(truth - np.clip(truth, least, grid.most)) / (step / math.sqrt(12))
-
-
-def _coarse(point: Point, values: Array) -> Array:
-    """Round what a block reads as its quantizer has to."""
-    return values if point.grid is None else rounded(unseen(point.grid, values), _step(point, values))
-
-
-def _step(point: Point, values: Array) -> float:
-    """Give the step that a point needs; that of its file where the operator fixes its range; 0 for a float one."""
-    if point.grid is None:
-        return 0.0
-    return point.grid.scale if point.op in _FIXED_RANGE else ideal_step(values, point.grid.dtype)
-
-
-def as_values(array: Array, point: Point) -> Array:
-    """Give what a point's tensor stands for, in float64."""
-    return point.grid.dequantize(array) if point.grid is not None else array.astype(np.float64)
-
-
-def use_of(grid: Grid, truth: Array) -> tuple[float, float]:
-    """Give the share of a quantizer's range that values take, and the share of the values that it cuts off.
-
-    What is below zero does not count where the range begins there: an activation was put into the quantizer.
-    """
-    least, most = float(truth.min()), float(truth.max())
-    low = min(0.0, least) if grid.least < 0 else 0.0
-    span = max(0.0, most) - low
-    used = span / (grid.most - grid.least)
-    if grid.zero == (int(np.iinfo(grid.dtype).max) + int(np.iinfo(grid.dtype).min) + 1) // 2:  # symmetric around 0
-        used = max(most, -low) / grid.most
-    slack = grid.scale  # a value within one step of the end is rounded, not cut off
-    outside = (truth > grid.most + slack) | ((truth < grid.least - slack) & (grid.least < 0))
-    return min(1.0, used), float(outside.mean())
 
 
 def _multiple(alone: Figures, measured: Measured) -> float | None:
@@ -265,7 +164,7 @@ def _used_together(found: Sequence[BlockDifference], points: Sequence[Point]) ->
             best[key] = max(best.get(key, 0.0), one.used)
     return [
         best[point.grid.scale, point.grid.zero]
-        if point.grid is not None and one.used is not None and point.op not in _FIXED_RANGE
+        if point.grid is not None and one.used is not None and point.op not in FIXED_RANGE
         else None
         for one, point in zip(found, points, strict=True)
     ]
@@ -284,15 +183,3 @@ def _idle_bits(used: float | None, others: Sequence[float]) -> str:
     if used is None or used >= LEAST_USED or not others or float(np.median(others)) < USED_OTHERWISE * used:
         return ""
     return f"the reference's values take {used:.0%} of its quantizer's range, the others' about {float(np.median(others)):.0%}"
-
-
-def _rounds_inside(block: Block) -> bool:
-    constant = {tensor.name for tensor in block.model.graph.initializer}
-    return any(
-        node.op_type == "QuantizeLinear" and node.output[0] != block.point.tensor and node.input[0] not in constant
-        for node in block.model.graph.node
-    )
-
-
-def _integers(value: Array, grid: Grid | None) -> Array:
-    return value if grid is None else grid.quantize(value)

@@ -208,6 +208,8 @@ def _kernels(look: Look, fused: onnx.ModelProto) -> dict[str, str]:
             tensors = _quantized(look, made) or [made]
         elif node.op_type == "Transpose" and node.name not in named:  # of a layout
             tensors, kernel = list(node.output), makers[node.input[0]].op_type if node.input[0] in makers else kernel
+        elif not set(node.output) & set(look.makers) and stem in named:  # in a layout, and named as it was
+            tensors = [_in_layout(look, node, named[stem].output[0])]
         else:
             tensors = list(node.output)
         found.update({name: found.get(name, kernel) for name in tensors if name in look.makers})
