@@ -132,10 +132,13 @@ def _cell(
         computation = Computation(verdict=Verdict.FAIL, reason=fault, n=n, truth=told)
         return Cell(candidate=side.ref, artifact=side.artifact, computation=computation, decisions=None, where=side)
     recorded = _recorded(recording, side, arrays)
-    unit = unit_of(truth, recorded if side.quantized else None) if recorded or not side.quantized else None
+    own = recorded
+    if side.quantized and own is None and truth is not None and arrays.on_truth is not None:
+        own = Recorded(arrays.on_truth, truth.float64)
+    unit = own if side.quantized else unit_of(truth)
     pairs = dict(arrays.again)
     if truth is not None and not side.quantized and _is_distribution(truth.float64):
-        unit = unit_of(_as_logs(truth), None)
+        unit = unit_of(_as_logs(truth))
         pairs = {what: (_logs(before), _logs(after)) for what, (before, after) in pairs.items()}
     return Cell(
         candidate=side.ref,

@@ -17,6 +17,7 @@ from edgecnn import __version__, host, images, registry
 from edgecnn.backends.base import Array, CheckedSession, SessionOptions, Tensors, open_session
 from edgecnn.bundle import Bundle, Goldens
 from edgecnn.errors import BackendError, BundleError, CheckpointError, DataError, EdgecnnError, UsageError
+from edgecnn.host import Host
 from edgecnn.parity.computation import find_fault
 from edgecnn.parity.decisions import LISTED
 from edgecnn.parity.recording import (
@@ -120,10 +121,11 @@ def record(
         EdgecnnError: the reference could not be loaded or run.
     """
     _check(candidates, samples)
-    sides = [_side(subject, ref, str(ref)) for ref in candidates]
+    here = host.fingerprint()
+    sides = [_side(subject, ref, str(ref), here) for ref in candidates]
     goldens = subject.bundle.goldens() if subject.bundle else None
     exact, why = (None, "") if subject.bundle else exact_of(subject, _reference_file(subject, reference))
-    named = _reference(subject, reference, exact, samples, [side.ref for side in sides])
+    named = _reference(subject, reference, exact, samples, [side.ref for side in sides], here)
     if named is not None:
         sides.insert(0, named)
     with ExitStack() as stack:
@@ -133,7 +135,9 @@ def record(
         truth, why_not = _truth(subject, reference, sides, samples, goldens, exact)
         for side in sides[named is not None :]:
             side.attempt(_further, subject, samples, goldens, truth)
-    return _recording(subject, sides, named, samples, goldens, truth, why or why_not, tolerance or subject.tolerance)
+    return _recording(
+        subject, sides, named, samples, goldens, truth, why or why_not, tolerance or subject.tolerance, here
+    )
 
 
 def _check(candidates: Sequence[BackendRef], samples: Samples) -> None:
@@ -151,7 +155,7 @@ def _reference_file(subject: Subject, reference: BackendRef | None) -> Artifact 
     return subject.artifact(reference) if reference is not None else None
 
 
-def _side(subject: Subject, ref: BackendRef, name: str) -> _Side:
+def _side(subject: Subject, ref: BackendRef, name: str, here: Host) -> _Side:
     """Plan one side.
 
     Raises:
@@ -160,11 +164,11 @@ def _side(subject: Subject, ref: BackendRef, name: str) -> _Side:
     """
     artifact = subject.artifact(ref)
     backend = registry.get(registry.BACKENDS, ref.backend)
-    here = (
+    recorded_here = (
         subject.bundle is not None
         and subject.is_own(artifact)
         and (ref.backend, ref.device) == RECORDED_BY
-        and _exported_here(subject.bundle)
+        and _exported_here(subject.bundle, here)
     )
     return _Side(
         ref=name,
@@ -174,7 +178,7 @@ def _side(subject: Subject, ref: BackendRef, name: str) -> _Side:
         runtime=_runtime(ref.backend, getattr(backend, "requires", {})),
         open=lambda options: open_session(ref, artifact, options, backend),
         file=artifact,
-        recorded_here=here,
+        recorded_here=recorded_here,
     )
 
 
@@ -192,12 +196,17 @@ def _runtime(name: str, requires: Mapping[str, str]) -> str:
 
 
 def _reference(
-    subject: Subject, reference: BackendRef | None, exact: Exact | None, samples: Samples, taken: Sequence[str]
+    subject: Subject,
+    reference: BackendRef | None,
+    exact: Exact | None,
+    samples: Samples,
+    taken: Sequence[str],
+    here: Host,
 ) -> _Side | None:
     """Plan the side that all others are paired with; None where that is the goldens, or the truth of a few samples."""
     if reference is not None:
         name = str(reference)
-        side = _side(subject, reference, f"{name} as reference" if name in taken else name)
+        side = _side(subject, reference, f"{name} as reference" if name in taken else name, here)
         side.required = True
         return side
     if exact is None or samples.record.labels is None or exact.unit != TORCH_FLOAT32:
@@ -372,6 +381,7 @@ def _recording(
     truth: Answers | None,
     why: str,
     tolerance: Tolerance,
+    here: Host,
 ) -> Recording:
     arrays = {side.ref: side.arrays for side in sides}
     answers = [found for side in sides if (found := side.arrays.answers.get(subject.answer)) is not None]
@@ -394,7 +404,7 @@ def _recording(
         truth=truth.origin if truth is not None else None,
         truth_samples=tuple(places),
         decoding=_decoding(subject.bundle, goldens) if subject.bundle and goldens else None,
-        host=host.fingerprint(),
+        host=here,
         edgecnn=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         unit=truth.unit if truth is not None else TORCH_FLOAT32,
@@ -441,9 +451,9 @@ def _decoding(bundle: Bundle, goldens: Goldens) -> DecodingRecord:
     return DecodingRecord(off=tuple(off.tolist()))
 
 
-def _exported_here(bundle: Bundle) -> bool:
+def _exported_here(bundle: Bundle, here: Host) -> bool:
     """Say whether this machine has the CPU and runtime of the exporting one, so that int8 must answer the same."""
-    there, here = bundle.manifest.provenance.host, host.fingerprint()
+    there = bundle.manifest.provenance.host
     same_cpu = (there.get("cpu"), tuple(there.get("features", ()))) == (here.cpu, here.features)
     recorded = there.get("packages")
     if not isinstance(recorded, dict):

@@ -112,12 +112,10 @@ def judge_again(
     return tuple(_judge_one(what, pairs.get(what), failed.get(what), unit, tolerance) for what in _SAID)
 
 
-def unit_of(truth: Truth | None, recorded: Recorded | None) -> Noise | Recorded | None:
-    """Choose the unit: the quantization error where one is known, else float32's own where that is noise."""
-    if recorded is not None or truth is None:
-        return recorded
-    noise = noise_of(truth)
-    return None if noise.broken else noise
+def unit_of(truth: Truth | None) -> Noise | None:
+    """Take float32's own error as the unit, where it is noise."""
+    noise = noise_of(truth) if truth is not None else None
+    return None if noise is None or noise.broken else noise
 
 
 def _judge_one(
