@@ -98,7 +98,8 @@ def export_bundle(
 
 def failures(report: ParityReport) -> list[str]:
     """List what failed in a parity report, one sentence each."""
-    found = [f"decoding: {report.decoding.reason}"] if report.decoding.verdict is Verdict.FAIL else []
+    decoding = report.decoding
+    found = [f"decoding: {decoding.reason}"] if decoding is not None and decoding.verdict is Verdict.FAIL else []
     for cell in report.cells:
         for question, answer in (("computation", cell.computation), ("decisions", cell.decisions)):
             if answer is not None and answer.verdict is Verdict.FAIL:

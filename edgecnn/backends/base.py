@@ -171,8 +171,8 @@ def open_session(
         )
     if ref.device not in backend.devices():
         have = ", ".join(backend.devices()) or "none"
-        needs = getattr(backend, "missing", dict)().get(ref.device)
-        told = f"; {needs}" if needs else ""
+        missing: dict[str, str] = getattr(backend, "missing", dict)()
+        told = f"; {missing[ref.device]}" if ref.device in missing else ""
         raise DeviceError(f"{ref}: no device {ref.device!r} on this machine for {ref.backend}; it has: {have}{told}")
     try:
         session = backend.load(artifact, ref.device, options or SessionOptions())

@@ -62,6 +62,7 @@ def verify_bundle(bundle: Bundle, seconds: float = SECONDS) -> Verification:
     bundle.verify()
     _, refs = default_refs(bundle)
     report = compare(bundle, None, refs)
+    decoding = report.decoding
     latencies = _latencies(bundle, refs, seconds)
     first = next((ref for ref in refs if bundle.artifact(ref.artifact).precision == "fp32"), None)
     base = latencies.get(str(first)) if first is not None else None
@@ -69,8 +70,8 @@ def verify_bundle(bundle: Bundle, seconds: float = SECONDS) -> Verification:
     return Verification(
         bundle=bundle.manifest.name,
         files=len(bundle.manifest.files),
-        decoding=report.decoding.verdict,
-        decoding_reason=report.decoding.reason,
+        decoding=decoding.verdict if decoding is not None else Verdict.NOT_MEASURED,
+        decoding_reason=decoding.reason if decoding is not None else "the bundle has no golden images",
         artifacts=tuple(checks),
         host=host.fingerprint(),
     )
