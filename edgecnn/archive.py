@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ _UNPACKED_LIMIT = 2 << 30
 # What zipfile, its decompressors, numpy and the file system raise on damaged or malicious content.
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, SyntaxError,
 )  # fmt: skip
 
 
