@@ -39,13 +39,13 @@ from edgecnn.spec import BackendRef
 SIDES = (
     ("onnxruntime", "cpu", 10_000, 2_000),
     ("openvino", "cpu", 10_000, 2_000),
-    ("onnxruntime-web", "node", 2_000, 256),
-    ("onnxruntime-web", "chromium", 2_000, 256),
-    ("emulated", "haswell", 256, 64),
-    ("emulated", "nehalem", 256, 64),
-    ("emulated", "arm64", 256, 64),
-    ("emulated", "arm64-dotprod", 256, 64),
-    ("reference", "cpu", 64, 16),
+    ("onnxruntime-web", "node", 1_000, 128),
+    ("onnxruntime-web", "chromium", 1_000, 128),
+    ("emulated", "haswell", 96, 16),
+    ("emulated", "nehalem", 96, 16),
+    ("emulated", "arm64", 96, 16),
+    ("emulated", "arm64-dotprod", 96, 16),
+    ("reference", "cpu", 64, 8),
 )
 HEADER = ["backend", "file", "images", "computation", "error", "SQNR dB", "same top-1", "decisions", "lost, gained", "steady"]  # fmt: skip
 
