@@ -104,6 +104,9 @@ def failures(report: ParityReport) -> list[str]:
         for question, answer in (("computation", cell.computation), ("decisions", cell.decisions)):
             if answer is not None and answer.verdict is Verdict.FAIL:
                 found.append(f"{cell.candidate} {question}: {answer.reason}")
+        found += [
+            f"{cell.candidate} {one.what}: {one.reason}" for one in cell.steadiness if one.verdict is Verdict.FAIL
+        ]
     return found
 
 

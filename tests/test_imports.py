@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgecnn.assemble",
         "edgecnn.search",
         "edgecnn.inspection",
+        "edgecnn.pytest_plugin",
         "edgecnn.testing",
         "edgecnn_exporters",
     ),

@@ -70,5 +70,5 @@ def _spec(value: Any) -> TensorSpec:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     tensor = value.type.tensor_type
-    shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+    shape = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
     return TensorSpec(name=value.name, shape=shape, dtype=str(tensor_dtype_to_np_dtype(tensor.elem_type)))

@@ -95,7 +95,8 @@ def _check(
     record = bundle.manifest.artifacts[cell.artifact]
     against = ratio(latency, base) if base is not None else None
     speed, reason = _speed(against, record.target)
-    verdicts = (cell.computation.verdict, speed)
+    unsteady = [one for one in cell.steadiness if one.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)]
+    verdicts = (cell.computation.verdict, speed, *(one.verdict for one in unsteady))
     worst = next((one for one in (Verdict.FAIL, Verdict.INCONCLUSIVE) if one in verdicts), cell.computation.verdict)
     gate = record.details.get("gate", {}).get("checks", [])
     return ArtifactCheck(
@@ -104,7 +105,7 @@ def _check(
         verdict=worst,
         computation=cell.computation.verdict,
         speed=speed,
-        reasons=(cell.computation.reason, *([reason] if reason else [])),
+        reasons=(cell.computation.reason, *(one.reason for one in unsteady), *([reason] if reason else [])),
         p50_us=latency.p50_us,
         ratio=against,
         exported=next((check["verdict"] for check in gate if check["what"] == "speed"), None),

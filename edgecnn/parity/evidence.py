@@ -178,7 +178,9 @@ def _index(archive: zipfile.ZipFile, where: str) -> Index:
     """Read the index and hold the zip's own list to it, before anything else is unpacked."""
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     if INDEX not in sizes:
-        raise UsageError(f"{where}: a zip, but no recording of a parity check; give one that `edgecnn parity --keep` wrote")
+        raise UsageError(
+            f"{where}: a zip, but no recording of a parity check; give one that `edgecnn parity --keep` wrote"
+        )
     if sum(sizes.values()) > _LARGEST or max(sizes[INDEX], sizes.get(HEAD, 0)) > _LARGEST_TEXT:
         raise DamagedError(f"{where}: unpacks to more than any recording does; do not use it")
     with archive.open(INDEX) as file:
