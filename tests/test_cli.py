@@ -305,7 +305,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "not a bundle": (["predict", "{tmp}", "{image}"], "{tmp}: holds no manifest.json"),
     "a file for a bundle": (["predict", "{image}", "{image}"], "is no bundle"),
     "unknown artifact": (["predict", "{bundle}", "{image}", "-b", "onnxruntime:int9"], "it has fp32, int8, checkpoint"),
-    "unknown backend": (["predict", "{bundle}", "{image}", "-b", "onxruntime"], "known: emulated, onnxruntime, onnxruntime-web, openvino, reference, torch"),
+    "unknown backend": (
+        ["predict", "{bundle}", "{image}", "-b", "onxruntime"],
+        "known: emulated, onnxruntime, onnxruntime-web, openvino, reference, torch",
+    ),
     "half a backend": (["predict", "{bundle}", "{image}", "-b", "onnxruntime:"], "BACKEND[:ARTIFACT][@DEVICE]"),
     "unknown device": (["predict", "{bundle}", "{image}", "-b", "onnxruntime@gpu"], "no device 'gpu'"),
     "wrong format": (["predict", "{bundle}", "{image}", "-b", "torch:int8"], "torch reads safetensors"),

@@ -230,7 +230,7 @@ def test_the_artifact_is_the_named_or_the_default_or_the_first_that_fits(
     ("ref", "kind", "told"),
     [
         ("onnxruntime:int9", UsageError, "it has fp32, int8, checkpoint"),
-        ("onnxruntim", RegistryError, "known: onnxruntime"),
+        ("onnxruntim", RegistryError, "known: emulated, onnxruntime"),
         ("torch:fp32", BackendError, "torch reads safetensors, and fp32.onnx is onnx"),
         ("onnxruntime@npu:0", DeviceError, "no device 'npu:0'"),
     ],

@@ -158,4 +158,6 @@ def _reason(text: str) -> str:
 
 
 def _spec(entry: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
+    # A free size that a file writes as -1 comes as an unsigned number.
+    shape = tuple(size if size is not None and 0 < size < 1 << 31 else None for size in entry["shape"])
+    return TensorSpec(name=entry["name"], shape=shape, dtype=entry["dtype"])

@@ -6,6 +6,7 @@ logarithm, in which the largest value is taken off: near 0 and 1 a probability h
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import msgspec
@@ -137,8 +138,8 @@ def _cell(
         own = Recorded(arrays.on_truth, truth.float64)
     unit = own if side.quantized else unit_of(truth)
     pairs = dict(arrays.again)
-    if truth is not None and not side.quantized and _is_distribution(truth.float64):
-        unit = unit_of(_as_logs(truth))
+    if truth is not None and _is_distribution(truth.float64):
+        unit = _own_as_logs(own) if side.quantized else unit_of(_as_logs(truth))
         pairs = {what: (_logs(before), _logs(after)) for what, (before, after) in pairs.items()}
     return Cell(
         candidate=side.ref,
@@ -209,6 +210,9 @@ def _computation(
         allowed = tolerance.recorded_share_here if side.recorded_here else tolerance.recorded_share
         if recorded is not None and not distance(recorded.float64, recorded.logits).max_abs:
             recorded = None  # an error of nothing is no unit
+        if _is_distribution(truth.float64):  # most of which is near 0 or 1, whatever the error behind it
+            again = None if arrays.goldens is None else _logs(arrays.goldens)
+            return judge_quantized(_logs(arrays.on_truth), again, _as_logs(truth), _own_as_logs(recorded), allowed)
         return judge_quantized(arrays.on_truth, arrays.goldens, truth, recorded, allowed)
     if _is_distribution(truth.float64):
         return judge_float(_logs(arrays.on_truth), _as_logs(truth), tolerance)
@@ -268,6 +272,10 @@ def _is_distribution(truth: Array) -> bool:
 
 def _as_logs(truth: Truth) -> Truth:
     return Truth(truth.origin, _logs(truth.float64), _logs(truth.float32), truth.unit)
+
+
+def _own_as_logs(recorded: Recorded | None) -> Recorded | None:
+    return recorded and dataclasses.replace(recorded, logits=_logs(recorded.logits), float64=_logs(recorded.float64))
 
 
 def _logs(probabilities: Array) -> npt.NDArray[np.float64]:

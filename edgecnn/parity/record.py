@@ -37,7 +37,7 @@ from edgecnn.parity.truth import Answers, Exact, exact_of, of_checkpoint, of_gol
 from edgecnn.spec import Artifact, BackendRef, TensorSpec, Tolerance
 
 GOLDENS, FLOAT64 = "goldens", "float64"
-HANDFUL = 8  # samples on which a quantized file is run by onnx's evaluator, which is slow
+HANDFUL = 32  # samples on which a quantized file is run by onnx's evaluator, which is slow
 SPECIFIED = "the answers of onnx's evaluator"
 RECORDED_BY = ("onnxruntime", "cpu")  # what gave the answers recorded in the goldens
 LARGEST = 1 << 28  # values of all answers of one side
