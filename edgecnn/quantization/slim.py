@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import string
+from collections.abc import Callable, Collection, Iterator
 
 import onnx
 
@@ -75,21 +77,30 @@ def _rename(model: onnx.ModelProto) -> None:
     fixed |= set(quantized_layers(model).values())
     made, reading, names = makers(model), readers(model), dict[str, str]()
     names |= {name: name.removesuffix("_quantized") for name in quantized_layers(model).values()}
+    taken = fixed | set(made) | {tensor.name for tensor in model.graph.initializer}
+    names = {old: new for old, new in names.items() if new not in taken}
+    fresh = _letters(taken | set(names.values()))
     for tensor in model.graph.initializer:
         users = reading.get(tensor.name, [])
         if tensor.name not in fixed and users and all(user.op_type in _PAIRS for user in users):
-            names[tensor.name] = f"c{len(names)}"
+            names[tensor.name] = next(fresh)
     for name, node in made.items():
         if node.op_type in _PAIRS and name not in fixed:
-            names[name] = f"t{len(names)}"
-    taken = fixed | set(made) | {tensor.name for tensor in model.graph.initializer}
-    names = {old: new for old, new in names.items() if new not in taken}
+            names[name] = next(fresh)
     _replace(model, names)
-    nodes = {node.name for node in model.graph.node}
-    for number, node in enumerate(model.graph.node):
-        short = f"{'q' if node.op_type == _PAIRS[0] else 'd'}{number}"
-        if node.op_type in _PAIRS and short not in nodes:
-            node.name = short
+    nodes = _letters({node.name for node in model.graph.node})
+    for node in model.graph.node:
+        if node.op_type in _PAIRS:
+            node.name = next(nodes)
+
+
+def _letters(taken: Collection[str]) -> Iterator[str]:
+    """Give `a`, `b`, ..., `Z`, `aa`, ..., but for names that are taken."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_letters, repeat=length):
+            name = "".join(letters)
+            if name not in taken:
+                yield name
 
 
 def _drop_defaults(model: onnx.ModelProto) -> None:
