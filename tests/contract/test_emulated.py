@@ -269,7 +269,7 @@ def test_the_end_of_a_session_is_the_end_of_its_process(native: Path, bundle: Bu
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    with pytest.raises(BackendError, match="it was closed"):
+    with pytest.raises(BackendError, match="closed"):
         session.run(make_feeds(session.inputs, 1))
 
 

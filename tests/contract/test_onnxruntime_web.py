@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def test_closing_leaves_nothing(device: str, fp32: Artifact, tmp_path: Path, mon
         session.run({})
 
 
-def test_a_killed_python_takes_its_processes_along(device: str, fp32: Artifact, tmp_path: Path) -> None:
+def test_a_killed_python_takes_its_processes_along(device: str, fp32: Artifact) -> None:
     """Where Python has no chance to close anything, the processes it started end by themselves."""
     code = (
         "import os, sys; from pathlib import Path; from edgecnn.backends.onnxruntime_web import *\n"
@@ -215,9 +216,13 @@ def test_a_killed_python_takes_its_processes_along(device: str, fp32: Artifact, 
         "session = OnnxRuntimeWebBackend().load(artifact, sys.argv[2], SessionOptions())\n"
         "print(session._link._process.pid, flush=True); input(); os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", code, str(fp32.path), device]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as python:
+    with (  # not in pytest's own: the path of Chromium's socket would be longer than a socket's may be
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": folder}
+        ) as python,
+    ):
         assert python.stdin is not None
         assert python.stdout is not None
         leader = int(python.stdout.readline())

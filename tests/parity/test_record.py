@@ -16,6 +16,7 @@ from quantization import graphs, small
 from edgecnn.backends.base import Tensors
 from edgecnn.errors import BackendError, DataError, UsageError
 from edgecnn.parity import Verdict, judge, record
+from edgecnn.parity.record import HANDFUL
 from edgecnn.parity.subject import Subject
 from edgecnn.spec import BackendRef
 
@@ -202,7 +203,7 @@ def test_a_quantized_file_is_held_to_the_evaluators_answers(subject: Subject, tm
     (side,) = found.head.sides
     assert (side.precision, side.quantized, side.recorded_from) == ("int8", True, "the answers of onnx's evaluator")
     np.testing.assert_allclose(
-        found.sides[str(ref)].recorded, small.reference(onnx.load(path), {"x": images[:8]})[0], atol=1e-5
+        found.sides[str(ref)].recorded, small.reference(onnx.load(path), {"x": images[:HANDFUL]})[0], atol=1e-5
     )
     report = judge(found)
     assert report.cells[0].computation.verdict is Verdict.PASS
