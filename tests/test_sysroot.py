@@ -234,15 +234,15 @@ def test_a_place_that_cannot_be_written_is_one_line() -> None:
         ({"EDGECNN_SYSROOT": "/s", "EDGECNN_CACHE": "/a"}, "/s"),
         ({"EDGECNN_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a/sysroot-arm64"),
         ({"XDG_CACHE_HOME": "/b"}, "/b/edgecnn/sysroot-arm64"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/somebody/.cache/edgecnn/sysroot-arm64"),
-        ({"EDGECNN_SYSROOT": "", "EDGECNN_CACHE": ""}, "/home/somebody/.cache/edgecnn/sysroot-arm64"),
+        ({"XDG_CACHE_HOME": "relative"}, "/h/.cache/edgecnn/sysroot-arm64"),
+        ({"EDGECNN_SYSROOT": "", "EDGECNN_CACHE": ""}, "/h/.cache/edgecnn/sysroot-arm64"),
     ],
 )
 def test_where_the_folder_lies(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """EDGECNN_SYSROOT comes first, then edgecnn's cache folder, wherever that is."""
     for name in ("EDGECNN_SYSROOT", "EDGECNN_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/h")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert sysroot_folder() == Path(expected)

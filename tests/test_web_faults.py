@@ -78,8 +78,8 @@ def load(device: str, model: Path) -> Any:
     [
         ({"EDGECNN_WEB": "/a", "XDG_DATA_HOME": "/b"}, "/a"),
         ({"XDG_DATA_HOME": "/b"}, "/b/edgecnn/web"),
-        ({"EDGECNN_WEB": "", "XDG_DATA_HOME": "relative"}, "/home/me/.local/share/edgecnn/web"),
-        ({}, "/home/me/.local/share/edgecnn/web"),
+        ({"EDGECNN_WEB": "", "XDG_DATA_HOME": "relative"}, "/h/.local/share/edgecnn/web"),
+        ({}, "/h/.local/share/edgecnn/web"),
     ],
 )
 def test_the_package_is_looked_for_in_one_place(
@@ -88,7 +88,7 @@ def test_the_package_is_looked_for_in_one_place(
     """EDGECNN_WEB comes first, then XDG_DATA_HOME if absolute, then ~/.local/share."""
     for name in ("EDGECNN_WEB", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/me", **variables}.items():
+    for name, value in {"HOME": "/h", **variables}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MissingPackageError, match=f" is not in {place}: npm "):
         OnnxRuntimeWebBackend().devices()
