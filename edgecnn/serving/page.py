@@ -1,0 +1,163 @@
+"""The web page at `/`: its own files, the model for the browser, and onnxruntime-web's files, all from this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+from aiohttp import web
+
+from edgecnn.backends.onnxruntime_web import find_package
+from edgecnn.bundle import Bundle
+from edgecnn.errors import EdgecnnError, MissingPackageError
+from edgecnn.manifest import MANIFEST
+from edgecnn.predict import artifact_for
+from edgecnn.spec import BackendRef, to_json
+
+FOLDER = Path(__file__).parent / "page"
+# What loads before anybody can type a token; the model's own files, below /bundle/, are not among them.
+PUBLIC = ("/page/", "/ort/")
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+}
+HEADERS = {
+    # Nothing comes from elsewhere, nothing goes elsewhere, and no script but the page's own files runs.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    # A page that is isolated from other origins gets a clock of microseconds instead of a tenth of a millisecond.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # kept, but asked for again: another bundle may be served here next
+}
+CHUNK = 1 << 16
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def routes(bundle: Bundle, ref: BackendRef | None = None) -> list[web.RouteDef]:
+    """List the page's routes; `ref` is what the server itself runs, which the page names and begins with.
+
+    Paths: `/`, `/page/NAME`, `/ort/NAME` (all public), `/bundle/manifest.json`, `/bundle/browser.json` and the ONNX
+    files of `browser_artifacts`.
+    """
+    ours = {path.name: path for path in FOLDER.iterdir() if path.suffix in KINDS}
+    shown = [
+        web.get("/", _file(lambda: ours, "index.html")),
+        web.get("/page/{name}", _file(lambda: ours)),
+        web.get("/ort/{name}", _file(_package_files)),
+        web.get(f"/bundle/{MANIFEST}", _json(lambda: to_json(bundle.manifest))),
+        web.get("/bundle/browser.json", _json(lambda: _for_the_browser(bundle, ref))),
+    ]
+    models = {bundle.manifest.artifacts[name].path for name in browser_artifacts(bundle)}
+    return shown + [web.get(f"/bundle/{path}", _model(bundle, path)) for path in sorted(models)]
+
+
+def browser_artifacts(bundle: Bundle) -> tuple[str, ...]:
+    """Name the artifacts that the page may load: ONNX files, the default one first, then those of fp32."""
+    records, default = bundle.manifest.artifacts, bundle.manifest.default_artifact
+    onnx = [name for name, record in records.items() if record.format == "onnx"]
+    return tuple(sorted((name for name in onnx if name == default or records[name].precision == "fp32"),
+                        key=lambda name: name != default))  # fmt: skip
+
+
+def is_paper_dark(bundle: Bundle) -> bool:
+    """Say whether the goldens' borders are dark: then a drawing has light strokes on a dark ground.
+
+    Raises:
+        DamagedError: the goldens cannot be read.
+    """
+    pixels = bundle.goldens().pixels
+    edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+    return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) < 128)
+
+
+def _for_the_browser(bundle: Bundle, ref: BackendRef | None) -> bytes:
+    """Write what the page needs to know beyond the manifest, as JSON."""
+    problem = None
+    try:
+        find_package()
+    except MissingPackageError as error:
+        problem = str(error)
+    artifacts = [
+        {"name": name, "path": record.path, "sha256": bundle.manifest.files[record.path].sha256}
+        for name, record in ((name, bundle.manifest.artifacts[name]) for name in browser_artifacts(bundle))
+    ]
+    server = None if ref is None else {"backend": str(ref), "artifact": artifact_for(bundle, ref).name}
+    return to_json({"artifacts": artifacts, "server": server, "dark": is_paper_dark(bundle), "problem": problem})
+
+
+def _package_files() -> dict[str, Path]:
+    return {path.name: path for path in find_package().iterdir() if path.suffix in (".mjs", ".wasm")}
+
+
+def _file(files: Callable[[], dict[str, Path]], name: str | None = None) -> Answer:
+    """Serve one file, or that which the address names, out of those listed: no name can lead to another."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            path = files().get(name or request.match_info["name"])
+        except (
+            MissingPackageError
+        ):  # the page has said so; whoever may not see it does not learn where it is looked for
+            path = None
+        if path is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(path, headers={**HEADERS, "Content-Type": KINDS[path.suffix]})
+
+    return answer
+
+
+def _json(write: Callable[[], bytes]) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return web.Response(body=await asyncio.to_thread(write), headers=_typed("application/json"))
+        except EdgecnnError as error:
+            return _refused(error)
+
+    return answer
+
+
+def _model(bundle: Bundle, path: str) -> Answer:
+    """Serve one file of the bundle; it is read and verified once, when it is first asked for, and kept."""
+    tag, lock = f'"{bundle.manifest.files[path].sha256}"', asyncio.Lock()
+
+    @functools.cache
+    def content() -> bytes:
+        return bundle.read(path)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={**HEADERS, "ETag": tag})
+        try:
+            async with lock:
+                data = await asyncio.to_thread(content)
+        except EdgecnnError as error:
+            return _refused(error)
+        response = web.StreamResponse(headers={**_typed("application/octet-stream"), "ETag": tag})
+        response.content_length = len(data)
+        await response.prepare(request)
+        if request.method != "HEAD":
+            for start in range(0, len(data), CHUNK):  # a slow reader costs one piece of memory, not a copy of the model
+                await response.write(data[start : start + CHUNK])
+        return response
+
+    return answer
+
+
+def _typed(kind: str) -> dict[str, str]:
+    return {**HEADERS, "Content-Type": kind}
+
+
+def _refused(error: EdgecnnError) -> web.Response:
+    return web.Response(status=500, body=to_json({"error": str(error)}, indent=0), headers=_typed("application/json"))
