@@ -18,12 +18,23 @@ Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
 
+# Fields of SessionOptions that a backend may lack: what it does not name in `honours` cannot be asked of it.
+SETTINGS = ("spinning", "optimization")
+Optimization = Literal["all", "extended", "basic", "disabled"]
+
+
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to run: `threads` None means all that this process may use; `dtype` is for backends that can choose."""
+    """How to run: `threads` None means all that this process may use; `dtype` is for backends that can choose.
+
+    `spinning` lets threads that wait for work burn their core instead of sleeping; `optimization` is how far the graph is
+    rewritten when it is loaded. A backend that has these settings names them in `honours`; others refuse to be asked.
+    """
 
     threads: int | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    spinning: bool = False
+    optimization: Optimization = "all"
 
 
 class Session(Protocol):
@@ -56,8 +67,9 @@ class Session(Protocol):
 class Backend(Protocol):
     """Loads artifacts of some formats on some devices.
 
-    A class may also state `requires: dict[str, str]`, from a module's name to the way to install it, and have a method
-    `missing() -> dict[str, str]`, from devices that it could have here to what they need.
+    A class may also state `requires: dict[str, str]`, from a module's name to the way to install it, and
+    `honours: tuple[str, ...]`, which of `SETTINGS` it follows; and have a method `missing() -> dict[str, str]`, from
+    devices that it could have here to what they need.
     """
 
     name: str
@@ -162,7 +174,7 @@ def open_session(
     Raises:
         RegistryError: the backend is unknown, broken or not installed.
         DeviceError: the device is not there, or another one was obtained.
-        BackendError: the backend does not read this format or failed to load it.
+        BackendError: the backend does not read this format, lacks a setting that was asked for, or failed to load it.
     """
     backend = backend if backend is not None else registry.get(registry.BACKENDS, ref.backend)
     if artifact.format not in backend.formats:
@@ -174,8 +186,10 @@ def open_session(
         missing: dict[str, str] = getattr(backend, "missing", dict)()
         told = f"; {missing[ref.device]}" if ref.device in missing else ""
         raise DeviceError(f"{ref}: no device {ref.device!r} on this machine for {ref.backend}; it has: {have}{told}")
+    options = options or SessionOptions()
+    _refuse_unknown(ref, backend, options)
     try:
-        session = backend.load(artifact, ref.device, options or SessionOptions())
+        session = backend.load(artifact, ref.device, options)
     except EdgecnnError:
         raise
     except Exception as error:
@@ -184,3 +198,14 @@ def open_session(
     if session.device != ref.device:
         raise DeviceError(f"{ref}: asked for {ref.device} and obtained {session.device}; refusing to go on elsewhere")
     return CheckedSession(session)
+
+
+def _refuse_unknown(ref: BackendRef, backend: Backend, options: SessionOptions) -> None:
+    """Hold a request to what the backend can be asked: a setting that it would pass over in silence is an error."""
+    honoured: tuple[str, ...] = getattr(backend, "honours", ())
+    for name in SETTINGS:
+        asked, plain = getattr(options, name), getattr(SessionOptions(), name)
+        if asked != plain and name not in honoured:
+            raise BackendError(
+                f"{ref}: {ref.backend} has no setting for {name} ({asked} was asked for); leave it as it is"
+            )

@@ -15,6 +15,9 @@ from edgecnn.spec import Artifact, TensorSpec
 
 INSTALL = "pip install 'edgecnn[cpu]', or 'edgecnn[gpu]' for CUDA (one of the two, not both)"
 FULL_RANGE_TARGETS = ("x86-64-vnni", "arm64")
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "disabled": "ORT_DISABLE_ALL",
+}  # fmt: skip
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(uint8)": "uint8",
     "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
@@ -27,6 +30,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     formats = ("onnx",)
+    honours = ("spinning", "optimization")
     requires = {"onnxruntime": INSTALL}  # noqa: RUF012 -- a constant; ClassVar would say no more
 
     def devices(self) -> tuple[str, ...]:
@@ -117,7 +121,8 @@ def _session_options(ort: Any, artifact: Artifact, device: str, options: Session
     native.intra_op_num_threads = options.threads or usable_threads()
     native.inter_op_num_threads = 1
     native.log_severity_level = 3
-    native.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    native.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[options.optimization])
+    native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     if artifact.target in FULL_RANGE_TARGETS and target_of_host() == "x86-64":
         # Without VNNI the 16 bit sums of full-range int8 weights saturate; this computes them right, only slower.
         native.add_session_config_entry("session.x64quantprecision", "1")
