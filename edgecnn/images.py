@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +79,30 @@ def read(path: Path) -> bytes:
 
 def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:
     """Decode and resize encoded bytes to uint8 (height, width, channels); `name` is for error messages."""
+    return to_pixels(to_picture(data, name), preprocess, name)
+
+
+def to_picture(data: bytes, name: str = "image") -> Image.Image:
+    """Decode encoded bytes to an upright image of 8 bits a channel, by rules 1 to 6: the first half of `decode`."""
     if not data:
         raise ImageError(f"{name}: the file is empty")
+    with _one_line(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image, name)
+        image.load()
+        return _upright(_eight_bit(image, name))
+
+
+def to_pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> Pixels:
+    """Bring what `to_picture` gave to uint8 (height, width, channels), by rules 7 to 10: the other half."""
+    with _one_line(name):
+        return fit(image, preprocess)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into an ImageError that names the image and says why, in one line."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, name)
-            image.load()
-            return fit(_upright(_eight_bit(image, name)), preprocess)
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError:  # what Pillow itself refuses, before it says the size

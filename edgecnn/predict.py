@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,13 @@ import numpy.typing as npt
 from edgecnn import images, registry
 from edgecnn.backends.base import Backend, SessionOptions, open_session
 from edgecnn.bundle import Bundle
+from edgecnn.decoding import Prepared, prepare
 from edgecnn.errors import ContractError, ImageError, UsageError
 from edgecnn.images import Pixels
 from edgecnn.spec import Artifact, BackendRef, Frozen
 
 DEFAULT_BACKEND = "onnxruntime"
+UNKNOWN = "unknown"
 
 
 class Guess(Frozen, frozen=True):
@@ -26,11 +29,27 @@ class Guess(Frozen, frozen=True):
     probability: float
 
 
-class Prediction(Frozen, frozen=True):
-    """The answer for one image, likeliest labels first; or, with `error` set, why there is none."""
+class Milliseconds(Frozen, frozen=True):
+    """What one image took; `inference` is the run's time shared among the images of its batch."""
 
-    path: str
+    decode: float
+    preprocess: float
+    inference: float
+
+
+class Prediction(Frozen, frozen=True, omit_defaults=True):
+    """The answer for one image, likeliest labels first; or, with `error` set, why there is none.
+
+    `label` is the likeliest, or `unknown` where a threshold was given and `probability`, that of the likeliest, is
+    below it. `sha256` is that of the encoded image. Fields that do not apply are left out of the JSON.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    probability: float | None = None
     top: tuple[Guess, ...] = ()
+    ms: Milliseconds | None = None
+    sha256: str | None = None
     error: str | None = None
 
 
@@ -53,7 +72,50 @@ class Predictor:
         result: npt.NDArray[np.float32] = self.session.run({self._input: pixels})["probabilities"]
         return result
 
-    def predict(self, paths: Iterable[Path | EmptyFolderError], batch: int = 1, top: int = 3) -> Iterator[Prediction]:
+    def rank(
+        self, probabilities: npt.NDArray[np.float32], top: int = 3, threshold: float = 0.0
+    ) -> tuple[str, tuple[Guess, ...]]:
+        """Order one image's probabilities (classes,): its label, and the `top` likeliest labels with theirs.
+
+        The label is `unknown` where the highest probability is below `threshold`. Ties go to the label that comes first.
+
+        Raises:
+            UsageError: `top` is below 1 or `threshold` is not within 0 to 1.
+            ContractError: a probability is not finite.
+        """
+        if top < 1 or not 0 <= threshold <= 1:
+            raise UsageError("the number of labels to show must be at least 1, and the threshold from 0 to 1")
+        if not np.isfinite(probabilities).all():
+            raise ContractError(f"{self.ref}: probabilities that are not finite; do not use this artifact here")
+        likeliest = np.argsort(-probabilities, kind="stable")[:top]
+        guesses = tuple(Guess(label=self.labels[index], probability=float(probabilities[index])) for index in likeliest)
+        return guesses[0].label if guesses[0].probability >= threshold else UNKNOWN, guesses
+
+    def answer(
+        self,
+        prepared: Prepared,
+        probabilities: npt.NDArray[np.float32],
+        inference_ms: float,
+        top: int = 3,
+        threshold: float = 0.0,
+        path: str | None = None,
+    ) -> Prediction:
+        """Make the answer for one prepared image from its probabilities (classes,), by `rank`."""
+        label, guesses = self.rank(probabilities, top, threshold)
+        took = (prepared.decode_ms, prepared.preprocess_ms, inference_ms)
+        decode, preprocess, inference = (round(value, 3) for value in took)
+        return Prediction(
+            path=path,
+            label=label,
+            probability=guesses[0].probability,
+            top=guesses,
+            ms=Milliseconds(decode=decode, preprocess=preprocess, inference=inference),
+            sha256=prepared.sha256,
+        )
+
+    def predict(
+        self, paths: Iterable[Path | EmptyFolderError], batch: int = 1, top: int = 3, threshold: float = 0.0
+    ) -> Iterator[Prediction]:
         """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set.
 
         An EmptyFolderError among the paths, as `find_images` gives it, is such an answer too.
@@ -62,35 +124,28 @@ class Predictor:
             raise UsageError("the batch size and the number of labels to show must be at least 1")
         remaining = iter(paths)
         while chunk := list(islice(remaining, batch)):
-            yield from self._chunk(chunk, top)
+            yield from self._chunk(chunk, top, threshold)
 
-    def _chunk(self, paths: Sequence[Path | EmptyFolderError], top: int) -> Iterator[Prediction]:
+    def _chunk(self, paths: Sequence[Path | EmptyFolderError], top: int, threshold: float) -> Iterator[Prediction]:
         read = [self._read(path) for path in paths]
-        good = [item for item in read if not isinstance(item, ImageError)]
-        answers = iter(self._finite(self.probabilities(np.stack(good))) if good else ())
+        good = [item.pixels for item in read if isinstance(item, Prepared)]
+        start = perf_counter()
+        answers = iter(self.probabilities(np.stack(good)) if good else ())
+        share = 1e3 * (perf_counter() - start) / max(1, len(good))
         for path, item in zip(paths, read, strict=True):
-            if isinstance(item, ImageError):
+            if isinstance(item, Prepared):
+                yield self.answer(item, next(answers), share, top, threshold, printable(path))
+            else:
                 place = path.path if isinstance(path, EmptyFolderError) else path
                 yield Prediction(path=printable(place), error=printable(item))
-            else:
-                yield Prediction(path=printable(path), top=self._top(next(answers), top))
 
-    def _read(self, path: Path | EmptyFolderError) -> Pixels | ImageError:
+    def _read(self, path: Path | EmptyFolderError) -> Prepared | ImageError:
         if isinstance(path, EmptyFolderError):
             return path
         try:
-            return images.load(path, self.bundle.manifest.preprocess)
+            return prepare(images.read(path), self.bundle.manifest.preprocess, str(path))
         except ImageError as error:
             return error
-
-    def _finite(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if not np.isfinite(probabilities).all():
-            raise ContractError(f"{self.ref}: probabilities that are not finite; do not use this artifact here")
-        return probabilities
-
-    def _top(self, probabilities: npt.NDArray[np.float32], count: int) -> tuple[Guess, ...]:
-        likeliest = np.argsort(-probabilities, kind="stable")[:count]
-        return tuple(Guess(label=self.labels[index], probability=float(probabilities[index])) for index in likeliest)
 
     def __enter__(self) -> Predictor:
         return self

@@ -161,9 +161,10 @@ def test_top_shows_that_many_labels(predictor: Predictor, photos: list[Path], to
 def test_ties_go_to_the_first_label(predictor: Predictor) -> None:
     """Among labels of equal probability the one that comes first in the bundle's list is shown first."""
     probabilities = np.array([0.1, 0.2, 0.1, 0.2, 0.0, 0.2, 0.1, 0.0, 0.1, 0.0], dtype=np.float32)
-    shown = [guess.label for guess in predictor._top(probabilities, 10)]
+    shown = [guess.label for guess in predictor.rank(probabilities, 10)[1]]
     assert shown == ["1", "3", "5", "0", "2", "6", "8", "4", "7", "9"]
-    assert [guess.label for guess in predictor._top(np.full(10, 0.1, dtype=np.float32), 3)] == ["0", "1", "2"]
+    label, guesses = predictor.rank(np.full(10, 0.1, dtype=np.float32), 3)
+    assert (label, [guess.label for guess in guesses]) == ("0", ["0", "1", "2"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -315,3 +316,22 @@ def test_lines_are_read_lazily() -> None:
         raise AssertionError("read on before the first path was used")
 
     assert next(find_images(["-"], endless())) == Path("a.png")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "label"), [(0.0, "7"), (0.5, "7"), (0.6, "7"), (0.61, "unknown"), (1.0, "unknown")]
+)
+def test_below_the_threshold_the_label_is_unknown(predictor: Predictor, threshold: float, label: str) -> None:
+    """An image whose highest probability is below the threshold is `unknown`, and its likeliest labels are still told."""
+    probabilities = np.zeros(10, dtype=np.float64)
+    probabilities[[7, 2]] = 0.6, 0.4
+    found, guesses = predictor.rank(probabilities, 2, threshold)  # type: ignore[arg-type]  # 0.6 has no float32
+    assert found == label
+    assert [(guess.label, guess.probability) for guess in guesses] == [("7", 0.6), ("2", 0.4)]
+
+
+@pytest.mark.parametrize(("top", "threshold"), [(0, 0.0), (-1, 0.5), (3, -0.1), (3, 1.01), (3, float("nan"))])
+def test_a_rank_that_makes_no_sense_is_refused(predictor: Predictor, top: int, threshold: float) -> None:
+    """Fewer than one label, and a threshold that is no probability, are refused."""
+    with pytest.raises(UsageError, match="at least 1, and the threshold from 0 to 1"):
+        predictor.rank(np.full(10, 0.1, dtype=np.float32), top, threshold)
