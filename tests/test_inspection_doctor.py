@@ -24,10 +24,9 @@ from safetensors.numpy import load_file
 from edgecnn import host, registry
 from edgecnn.backends.onnxruntime import OnnxRuntimeBackend
 from edgecnn.cli import cli
-from edgecnn.device import probe
+from edgecnn.device import accelerators
 from edgecnn.device.probe import diagnose
 from edgecnn.errors import BackendError
-from edgecnn.host import Host
 from edgecnn.inspection import inspect_bundle, inspect_onnx, inspect_run
 
 SOMEBODY_ELSES = Path(__file__).resolve().parents[2] / "shared" / "models" / "rapidocr_cls.onnx"
@@ -339,9 +338,19 @@ def test_doctors_text_names_what_can_be_used() -> None:
 def test_names_of_devices_are_those_that_commands_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device other than the CPU is listed as BACKEND@DEVICE, which the command line takes."""
     monkeypatch.setattr(OnnxRuntimeBackend, "devices", lambda self: ("cpu", "cuda:0"))
+    monkeypatch.setattr(accelerators, "problem", lambda device: None)
     state = next(state for state in diagnose().backends if state.name == "onnxruntime")
     assert state.usable == ("onnxruntime", "onnxruntime@cuda:0")
     assert state.problem is None
+
+
+def test_a_device_that_is_only_registered_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA that the wheel holds and that does not load is not among the names, and its reason is advice."""
+    monkeypatch.setattr(OnnxRuntimeBackend, "devices", lambda self: ("cpu", "cuda:0"))
+    monkeypatch.setattr(accelerators, "problem", lambda device: f"{device}: not found: libcudnn.so.9")
+    found = diagnose()
+    assert next(state for state in found.backends if state.name == "onnxruntime").usable == ("onnxruntime",)
+    assert "onnxruntime@cuda:0: not found: libcudnn.so.9" in found.advice
 
 
 def test_a_backend_that_is_not_installed_is_advice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,41 +366,3 @@ def test_a_backend_that_is_not_installed_is_advice(monkeypatch: pytest.MonkeyPat
     result = invoke("doctor")
     assert result.exit_code == 0
     assert "none: ONNX Runtime is not usable" in result.stdout
-
-
-def machine(**changes: Any) -> Host:
-    """Make a machine about which there is nothing to say, but for the changes."""
-    plain = Host(
-        system="Linux", machine="x86_64", cpu="a CPU", features=("avx_vnni",), cores=4, usable_threads=4, governor="performance",
-        cgroup_cpus=None, python="3.12", packages={"onnxruntime": "1.0"},
-    )  # fmt: skip
-    return msgspec.structs.replace(plain, **changes)
-
-
-ADVICE: list[tuple[dict[str, Any], str, str | None]] = [
-    ({}, "any", None),
-    ({}, "x86-64-vnni", None),
-    ({}, "arm64", None),
-    ({}, "x86-64", "no VNNI"),
-    ({"governor": "powersave"}, "any", "the CPU governor is powersave"),
-    ({"governor": "ondemand"}, "any", "the CPU governor is ondemand"),
-    ({"governor": None}, "any", None),
-    ({"cgroup_cpus": 1.5}, "any", "the cgroup allows 1.5 of 4 cores"),
-    ({"cgroup_cpus": 4.0}, "any", None),
-    ({"packages": {"onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}}, "any", "uninstall both, then install one"),
-    ({"packages": {"onnxruntime-gpu": "1.0"}}, "any", None),
-]
-
-
-@pytest.mark.parametrize(("changes", "target", "told"), ADVICE)
-def test_advice_is_given_where_there_is_reason(
-    changes: dict[str, Any], target: Any, told: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each thing that will disturb a measurement or an answer is said once, and a good machine gets no advice."""
-    monkeypatch.setattr(host, "fingerprint", lambda: machine(**changes))
-    monkeypatch.setattr(host, "target_of_host", lambda: target)
-    monkeypatch.setattr(probe, "_backend", lambda status: probe.BackendState(
-        name=status.name, distribution=status.distribution, usable=(), problem=None))  # fmt: skip
-    advice = diagnose().advice
-    assert len(advice) == (told is not None)
-    assert (told or "") in " ".join(advice)

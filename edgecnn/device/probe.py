@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import msgspec
 
+import edgecnn
 from edgecnn import host, registry
+from edgecnn.backends import providers
+from edgecnn.device import accelerators, advice
+from edgecnn.device.clock import Clock, read_clock
+from edgecnn.device.heat import Heat, read_heat
 from edgecnn.errors import EdgecnnError
 from edgecnn.host import Host, Load
 from edgecnn.spec import Frozen, Target
@@ -28,13 +34,21 @@ class BackendState(Frozen, frozen=True):
 
 
 class Diagnosis(Frozen, frozen=True):
-    """All that `doctor` found; `advice` is what to do about it."""
+    """All that `doctor` found; `advice` is what to do about it.
+
+    `affinity` is the number of CPUs that the scheduler may use for this process, `memory_free_mb` what machine, cgroup
+    and limits leave to it.
+    """
 
     host: Host
     load: Load
     target: Target
+    affinity: int
+    memory_free_mb: int
     executable: str
     disk_free_mb: int
+    heat: Heat
+    clock: Clock
     backends: tuple[BackendState, ...]
     exporters: tuple[registry.Status, ...]
     providers: tuple[str, ...]
@@ -42,21 +56,34 @@ class Diagnosis(Frozen, frozen=True):
 
 
 def diagnose() -> Diagnosis:
-    """Look at CPU, threads, memory, disk, backends, exporters and ONNX Runtime's providers."""
+    """Look at CPU, threads, memory, disk, heat, clock, backends, exporters and ONNX Runtime's providers."""
     machine = host.fingerprint()
     target = host.target_of_host()
-    backends, idle = _without_idle_plugins(tuple(_backend(status) for status in registry.statuses(registry.BACKENDS)))
-    exporters = tuple(registry.statuses(registry.EXPORTERS))
+    backends, idle = _without_idle_devices(tuple(_backend(status) for status in registry.statuses(registry.BACKENDS)))
+    heat, clock = read_heat(), read_clock()
+    free = shutil.disk_usage(Path.cwd()).free // 1_000_000
+    memory = host.available_memory() >> 20
+    installed = Path(edgecnn.__file__).stat().st_mtime
     return Diagnosis(
         host=machine,
         load=host.load(),
         target=target,
+        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine.cores,
+        memory_free_mb=memory,
         executable=sys.executable,
-        disk_free_mb=shutil.disk_usage(Path.cwd()).free // 1_000_000,
+        disk_free_mb=free,
+        heat=heat,
+        clock=clock,
         backends=backends,
-        exporters=exporters,
+        exporters=tuple(registry.statuses(registry.EXPORTERS)),
         providers=_providers(backends),
-        advice=(*_advice(machine, target, backends), *idle),
+        advice=(
+            *_mending(backends),
+            *advice.on_machine(machine, target),
+            *advice.on_state(heat, memory, free),
+            *advice.on_clock(clock, installed),
+            *idle,
+        ),
     )
 
 
@@ -80,16 +107,21 @@ def _backend(status: registry.Status) -> BackendState:
     )
 
 
-def _without_idle_plugins(backends: tuple[BackendState, ...]) -> tuple[tuple[BackendState, ...], list[str]]:
-    """Take away the devices of ONNX Runtime's plugins that cannot be obtained here, and say why.
+def _without_idle_devices(backends: tuple[BackendState, ...]) -> tuple[tuple[BackendState, ...], list[str]]:
+    """Take away the devices of ONNX Runtime that cannot be obtained here, and say why.
 
-    A plugin that is installed is a promise only: its library must load and find its hardware.
+    A provider that the wheel holds, or a plugin that is installed, is a promise only: its library must load and find its
+    hardware.
     """
-    if not any(backend.name == "onnxruntime" and backend.usable for backend in backends):
+    state = next((backend for backend in backends if backend.name == "onnxruntime"), None)
+    if state is None or not state.usable:
         return backends, []
     reasons: dict[str, list[str]] = {}
-    for device, reason in _plugin_problems().items():
-        reasons.setdefault(reason.removeprefix(f"{device}: "), []).append(f"onnxruntime@{device}")
+    for name in state.usable:
+        device = name.partition("@")[2]
+        problem = _problem_of(device) if device else None
+        if problem:
+            reasons.setdefault(problem.removeprefix(f"{device}: "), []).append(name)
     idle = {name for names in reasons.values() for name in names}
     kept = tuple(
         msgspec.structs.replace(backend, usable=tuple(name for name in backend.usable if name not in idle))
@@ -98,11 +130,8 @@ def _without_idle_plugins(backends: tuple[BackendState, ...]) -> tuple[tuple[Bac
     return kept, [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _plugin_problems() -> dict[str, str]:
-    from edgecnn.backends import providers
-
-    found = {device: providers.problem(device) for device in providers.plugins()}
-    return {device: problem for device, problem in found.items() if problem}
+def _problem_of(device: str) -> str | None:
+    return accelerators.problem(device) if device in providers.WHEEL else providers.problem(device)
 
 
 def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
@@ -113,26 +142,12 @@ def _providers(backends: tuple[BackendState, ...]) -> tuple[str, ...]:
     return tuple(onnxruntime.get_available_providers())
 
 
-def _advice(machine: Host, target: Target, backends: tuple[BackendState, ...]) -> list[str]:
-    advice = [f"{backend.name}: {backend.problem}" for backend in backends if backend.problem]
-    advice += [
-        f"{backend.name}@{device}: {told}"
+def _mending(backends: tuple[BackendState, ...]) -> list[str]:
+    """Say what each backend and each of its devices lacks."""
+    told = [f"{backend.name}: {backend.problem}" for backend in backends if backend.problem]
+    return told + [
+        f"{backend.name}@{device}: {reason}"
         for backend in backends
         if not backend.problem
-        for device, told in backend.missing.items()
+        for device, reason in backend.missing.items()
     ]
-    if {"onnxruntime", "onnxruntime-gpu"} <= set(machine.packages):
-        advice.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, then install one"
-        )
-    if machine.cgroup_cpus is not None and machine.cgroup_cpus < machine.cores:
-        advice.append(
-            f"the cgroup allows {machine.cgroup_cpus:g} of {machine.cores} cores; edgecnn sizes its threads by that"
-        )
-    if machine.governor in ("powersave", "ondemand", "conservative"):
-        advice.append(f"the CPU governor is {machine.governor}: latencies will wander; `performance` is steadier")
-    if target == "x86-64":
-        advice.append(
-            "this x86 CPU has no VNNI: int8 of full weight range saturates here; use bundles exported with --target any or x86-64"
-        )
-    return advice
