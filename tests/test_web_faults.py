@@ -7,6 +7,7 @@ import shlex
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +129,9 @@ def test_silence_is_not_waited_for_for_ever(
     device: str, path: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that gives no answer in time is ended with all it started, and its folder is removed."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made: list[str] = []
+    real = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *words, **named: made.append(real(*words, **named)) or made[-1])
     program(
         path / device, f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {shutil.which('sleep', path='/usr/bin:/bin')} 99\n"
     )
@@ -136,7 +139,45 @@ def test_silence_is_not_waited_for_for_ever(
         OnnxRuntimeWebBackend(start_s=0.7).load(model, device, SessionOptions())
     pid = (tmp_path / "pid").read_text().strip()
     assert not Path(f"/proc/{pid}").exists()
-    assert not list(tmp_path.glob("edgecnn-*"))
+    assert len(made) == (device == "chromium")
+    assert not any(Path(folder).exists() for folder in made)
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize("length", [1, 40, 150])
+def test_the_browser_gets_a_place_for_its_socket(
+    length: int, path: Path, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long TMPDIR is, a socket can be bound below the one that the browser gets, as the kernel says."""
+    long = tmp_path / (length * "x")
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
+    bind = (
+        "import os, socket, sys; place = os.environ['TMPDIR'] + '/org.chromium.Chromium.abcdef'; os.mkdir(place); "
+        "socket.socket(socket.AF_UNIX).bind(place + '/SingletonSocket'); print('bound', file=sys.stderr)"
+    )
+    program(path / "chromium", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{bind}"\n')
+    with pytest.raises(BackendError, match="chromium ended: bound"):
+        OnnxRuntimeWebBackend().load(model, "chromium", SessionOptions())
+    assert not list(long.iterdir())
+
+
+@pytest.mark.usefixtures("web")
+def test_without_a_place_for_the_browser_the_error_says_what_to_set(
+    path: Path, model: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no folder with a short path can be written to, one line says so, and nothing was started."""
+
+    def refuse(*words: object, **named: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    program(path / "chromium", f"#!/bin/sh\ntouch {path}/started\n")
+    with pytest.raises(BackendError, match=r"none of .*/tmp.* is one: set TMPDIR") as caught:
+        OnnxRuntimeWebBackend().load(model, "chromium", SessionOptions())
+    assert "\n" not in str(caught.value)
+    assert not (path / "started").exists()
 
 
 @pytest.mark.usefixtures("web")

@@ -25,6 +25,10 @@ FLAGS = (
     "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 QUIT_S = 10.0
+# Chromium listens on a Unix socket in a folder of its own below TMPDIR; `scoped_dir.` is in the names of some versions.
+SOCKET = "org.chromium.Chromium.scoped_dir.XXXXXX/SingletonSocket"
+LONGEST = 107  # bytes of a socket's path: sun_path has 108 with its end (unix(7))
+_NAME = "edgecnn-chromium-"
 
 
 class ChromiumLink:
@@ -32,15 +36,14 @@ class ChromiumLink:
 
     def __init__(self, browser: str, package: Path) -> None:
         self._lock = threading.Lock()
-        self._bridge = Bridge(package)
-        self._folder = Path(tempfile.mkdtemp(prefix="edgecnn-chromium-"))
+        self._folder = _make_folder()
         self._log = self._folder / "stderr"
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._bridge = Bridge(package)
+            undo.callback(self._bridge.close)
             self._process = _start(browser, self._bridge.url, self._folder, self._log)
-        except OSError:
-            self._bridge.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
+            undo.pop_all()
         self.close = weakref.finalize(self, _end, self._process, self._bridge, self._folder)
 
     def ask(self, message: bytes, timeout_s: float) -> bytes:
@@ -76,11 +79,29 @@ class ChromiumLink:
             raise BackendError(f"the page needs {self._bridge.missing}, which is not there: install it again")
 
 
+def _make_folder() -> Path:
+    """Make a folder of the browser's own, where there may be files and the path of its socket is not too long.
+
+    Raises:
+        BackendError: there is no such place.
+    """
+    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    for place in places:
+        if len(os.fsencode(place / f"{_NAME}{8 * 'x'}" / SOCKET)) > LONGEST:
+            continue
+        with contextlib.suppress(OSError):
+            return Path(tempfile.mkdtemp(prefix=_NAME, dir=place))
+    tried = ", ".join(map(str, dict.fromkeys(places)))
+    raise BackendError(
+        f"chromium needs a folder for temporary files with a short path that can be written to, and none of {tried} is one: set TMPDIR"
+    )
+
+
 def _start(browser: str, url: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:
     # Chromium's own sandbox refuses to work for root.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     command = [browser, *FLAGS, *sandbox, f"--user-data-dir={folder / 'profile'}", url]
-    outside = {name: str(folder) for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+    outside = {name: str(folder) for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")}
     with log.open("wb") as errors:
         return subprocess.Popen(
             command, env={**os.environ, **outside}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

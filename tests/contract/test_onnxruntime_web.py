@@ -192,20 +192,38 @@ def test_a_process_that_dies_is_said_to_have_ended(device: str, fp32: Artifact) 
             session.run({"image": PIXELS})
 
 
-def test_closing_leaves_nothing(device: str, fp32: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed session leaves no process, no folder and no answers."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with opened(fp32, device) as session:
-        session.run({"image": PIXELS})
-        leader = process_of(session).pid
-        assert running(leader), "or nothing would be looked for"
-        assert device == "node" or list(tmp_path.glob("edgecnn-*"))
-    assert not running(leader)
-    assert not list(tmp_path.glob("edgecnn-*"))
+def test_closing_leaves_nothing(device: str, fp32: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed session leaves no process, no folder, no socket and no answers."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is too long for Chromium's socket
+        folder = Path(name)
+        monkeypatch.setattr("tempfile.tempdir", name)
+        monkeypatch.setenv("TMPDIR", name)
+        with opened(fp32, device) as session:
+            session.run({"image": PIXELS})
+            leader = process_of(session).pid
+            assert running(leader), "or nothing would be looked for"
+            assert device == "node" or list(folder.glob("edgecnn-*"))
+            assert device == "node" or list(folder.rglob("SingletonSocket"))
+        assert not running(leader)
+        assert not list(folder.iterdir())
     with pytest.raises(BackendError, match="the session is closed"):
         session.run({"image": PIXELS})
     with pytest.raises(ContractError):
         session.run({})
+
+
+def test_a_long_tmpdir_does_not_keep_chromium_from_starting(
+    fp32: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TMPDIR is longer than a socket's path may be the browser gets a shorter place, and answers."""
+    need("chromium", monkeypatch)
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
+    with opened(fp32, "chromium") as session:
+        assert session.run({"image": PIXELS})["logits"].shape == (40, 10)
+    assert not list(long.iterdir())
 
 
 def test_a_killed_python_takes_its_processes_along(device: str, fp32: Artifact) -> None:
@@ -217,8 +235,8 @@ def test_a_killed_python_takes_its_processes_along(device: str, fp32: Artifact) 
         "print(session._link._process.pid, flush=True); input(); os.kill(os.getpid(), 9)\n"
     )
     command = [sys.executable, "-c", code, str(fp32.path), device]
-    with (  # not in pytest's own: the path of Chromium's socket would be longer than a socket's may be
-        tempfile.TemporaryDirectory() as folder,
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": folder}
         ) as python,
