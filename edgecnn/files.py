@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees either the old content or the new, never half of it."""
+"""Writing files so that a reader sees either the old content or the new; and where the cache lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path | None:
+    """Name edgecnn's cache folder: `EDGECNN_CACHE`, or `edgecnn` in `XDG_CACHE_HOME` or `~/.cache`; None without a home.
+
+    `EDGECNN_CACHE=/dev/null` keeps nothing. A relative `XDG_CACHE_HOME` is ignored (XDG Base Directory 0.8).
+    """
+    own, base = os.environ.get("EDGECNN_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if own:
+        return Path(own)
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "edgecnn"
+    except RuntimeError:
+        return None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgecnn.device.emulate import CPUS, INSTALL, QEMU_ARM, SITE, EmulatedProcess
 from edgecnn.errors import BackendError, EdgecnnError, MissingPackageError
-from edgecnn.files import folder_atomic, write_atomic
+from edgecnn.files import cache_folder, folder_atomic, write_atomic
 from edgecnn.spec import Frozen, to_json
 
 SIZE = "about 65 MB to download, 180 MB on the disk"
@@ -49,20 +49,11 @@ class Sysroot(Frozen, frozen=True):
 
 
 def sysroot_folder() -> Path | None:
-    """Name the place of the arm64 sysroot: `EDGECNN_SYSROOT`, or `sysroot-arm64` in edgecnn's cache folder.
-
-    None without a home. The cache is `EDGECNN_CACHE`, or `edgecnn` in `XDG_CACHE_HOME` or `~/.cache`.
-    """
-    own, cache = os.environ.get("EDGECNN_SYSROOT"), os.environ.get("EDGECNN_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    """Name the place of the arm64 sysroot: `EDGECNN_SYSROOT`, or `sysroot-arm64` in edgecnn's cache folder; None without a home."""
+    own, cache = os.environ.get("EDGECNN_SYSROOT"), cache_folder()
     if own:
         return Path(own)
-    if cache:
-        return Path(cache) / "sysroot-arm64"
-    try:
-        return (base if base.is_absolute() else Path.home() / ".cache") / "edgecnn" / "sysroot-arm64"
-    except RuntimeError:
-        return None
+    return None if cache is None else cache / "sysroot-arm64"
 
 
 def installed_version(package: str) -> str | None:

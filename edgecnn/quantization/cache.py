@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from edgecnn.files import write_atomic
+from edgecnn.files import cache_folder, write_atomic
 from edgecnn.quantization.observe import BINS, Array, Feeds, Floats, Observed, observe
 
 # Part of every key: raise it when `Observed` changes, or what `observe` computes.
@@ -62,20 +62,6 @@ def cached_observations(
         write_atomic(path, _to_bytes(made))
         _bound(folder, path)
     return made
-
-
-def cache_folder() -> Path | None:
-    """Name edgecnn's cache folder: `EDGECNN_CACHE`, or `edgecnn` in `XDG_CACHE_HOME` or `~/.cache`; None without a home.
-
-    `EDGECNN_CACHE=/dev/null` keeps nothing. A relative `XDG_CACHE_HOME` is ignored (XDG Base Directory 0.8).
-    """
-    own, base = os.environ.get("EDGECNN_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if own:
-        return Path(own)
-    try:
-        return (base if base.is_absolute() else Path.home() / ".cache") / "edgecnn"
-    except RuntimeError:
-        return None
 
 
 def _hash(parts: Sequence[str | bytes]) -> str:

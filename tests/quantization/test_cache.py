@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgecnn.errors import QuantizationError
 from edgecnn.quantization import cache
-from edgecnn.quantization.cache import cache_folder, cached_observations, observe_cached
+from edgecnn.quantization.cache import cached_observations, observe_cached
 from edgecnn.quantization.observe import Observed
 
 Array = npt.NDArray[Any]
@@ -223,25 +223,6 @@ def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     cached_observations(["4"], tmp_path, lambda: {"t": observed()})
     assert len(list(tmp_path.iterdir())) == 1
     cached_observations(["4"], tmp_path, never)
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"EDGECNN_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"EDGECNN_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/edgecnn"),
-        ({"XDG_CACHE_HOME": "b"}, "/somebody/.cache/edgecnn"),
-        ({}, "/somebody/.cache/edgecnn"),
-    ],
-)
-def test_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
-    """EDGECNN_CACHE comes first, then XDG_CACHE_HOME if absolute, then ~/.cache."""
-    for name in ("EDGECNN_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/somebody")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder() == Path(expected)
 
 
 def test_default_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
