@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.errors import BundleError, DamagedError, EscapeError, UsageError
-from edgecnn.files import folder_atomic
+from edgecnn import signing
+from edgecnn.errors import BundleError, DamagedError, EscapeError, SignatureError, UsageError
+from edgecnn.files import folder_atomic, write_atomic
 from edgecnn.images import Pixels
-from edgecnn.manifest import LARGEST, MANIFEST, FileRecord, Manifest, is_inside, is_manifest, parse_manifest
+from edgecnn.manifest import (
+    LARGEST,
+    LARGEST_FILE,
+    MANIFEST,
+    SIGNATURE,
+    FileRecord,
+    Manifest,
+    is_inside,
+    is_manifest,
+    parse_manifest,
+)
 from edgecnn.spec import Artifact, to_json
+
+_CHUNK = 1 << 20
+_SLACK = 1 << 20  # bytes that the goldens' arrays may take beyond their numbers
+_LISTED = 5  # of the files that are too many
 
 
 @dataclass(frozen=True)
@@ -39,36 +55,64 @@ class Goldens:
 
 
 class Bundle:
-    """An opened bundle; every file is compared with its recorded hash when it is read."""
+    """An opened bundle; every file is compared with its recorded hash when it is read.
 
-    def __init__(self, root: Path, manifest: Manifest, holder: Any = None) -> None:
+    `signer` is the fingerprint of the key whose signature was asked for and found good, None where none was asked for.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, holder: Any = None, signer: str | None = None) -> None:
         self.root = root
         self._resolved = os.path.join(os.path.realpath(root), "")  # noqa: PTH118 -- with the separator at its end
         self.manifest = manifest
+        self.signer = signer
         self._holder = holder  # keeps an unpacked zip's temporary folder alive
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: Path, key: Path | None = None) -> Bundle:
         """Open a bundle's folder or zip and validate its manifest.
+
+        With a public `key` the manifest must be signed by it, and then every file be there as signed and no other.
 
         Raises:
             BundleError: it is not a bundle, or one of its records cannot be trusted; the message says which.
+            SignatureError: it is not what the key's owner signed.
+            UsageError: the key cannot be used.
+            MissingPackageError: a key is given and cryptography is not installed.
         """
-        if path.is_file():
-            from edgecnn import archive  # what unpacks zips is not imported for a folder
+        bundle = cls._of_zip(path, key) if path.is_file() else None
+        bundle = bundle or cls._of_folder(path, key)
+        for name, record in bundle.manifest.files.items():
+            bundle.path_of(name)
+            if record.size > LARGEST_FILE:
+                raise BundleError(f"{path}: {name} is over {LARGEST_FILE >> 30} GB, which no file of a bundle is")
+        if key is not None:
+            bundle.verify()
+        return bundle
 
-            if archive.is_archive(path):
-                return cls(*archive.unpack(path))
+    @classmethod
+    def _of_zip(cls, path: Path, key: Path | None) -> Bundle | None:
+        from edgecnn import archive  # what unpacks zips is not imported for a folder
+
+        return cls(*archive.unpack(path, key)) if archive.is_archive(path) else None
+
+    @classmethod
+    def _of_folder(cls, path: Path, key: Path | None) -> Bundle:
         file = path / MANIFEST
-        if not file.is_file():
+        data = _read_own(path, MANIFEST, LARGEST)
+        if data is None:
             what = "is not there" if not path.exists() else f"holds no {MANIFEST}" if path.is_dir() else "is no bundle"
             raise BundleError(f"{path}: {what}; give a folder (or its zip) that `edgecnn export` wrote")
-        if file.stat().st_size > LARGEST:
+        if len(data) > LARGEST:
             raise BundleError(f"{file}: over {LARGEST >> 20} MB, which no manifest is")
-        bundle = cls(path, parse_manifest(file.read_bytes(), str(file)))
-        for name in bundle.manifest.files:
-            bundle.path_of(name)
-        return bundle
+        signer = None
+        if key is not None:  # before anything that the manifest says is believed
+            signer = signing.check(data, _read_own(path, SIGNATURE, signing.LARGEST), key, str(path))
+        return cls(path, parse_manifest(data, str(file)), signer=signer)
+
+    @property
+    def claimed_signer(self) -> str | None:
+        """The fingerprint of the key that the signature's file names, unchecked; None where there is no such file."""
+        return signing.claimed(_read_own(self.root, SIGNATURE, signing.LARGEST))
 
     def path_of(self, name: str) -> Path:
         """Return the path of a file named in the manifest.
@@ -81,7 +125,9 @@ class Bundle:
         except (OSError, RuntimeError):  # a link in circles
             inside = False
         if not inside:
-            raise EscapeError(f"{self.root}: the manifest names {name!r}, which leaves the bundle; do not use it")
+            raise self._kind(EscapeError)(
+                f"{self.root}: the manifest names {name!r}, which leaves the bundle; do not use it"
+            )
         return self.root / name
 
     def read(self, name: str) -> bytes:
@@ -90,35 +136,57 @@ class Bundle:
         Raises:
             DamagedError: it is missing, or its size or hash is not what was recorded.
         """
-        record, path = self.manifest.files.get(name), self.path_of(name)
+        return b"".join(self._chunks(name))
+
+    def verify(self) -> None:
+        """Read and hash every file, a piece at a time, and refuse files that the manifest does not know.
+
+        Raises:
+            DamagedError: a file is not what was recorded, missing, or one too many; a SignatureError, which is one, where a
+                signature was asked for.
+        """
+        for name in self.manifest.files:
+            for _ in self._chunks(name):
+                pass
+        _read_own(self.root, SIGNATURE, 0)  # a link in its place is refused
+        known = {*self.manifest.files, MANIFEST, SIGNATURE}
+        extra = [
+            name
+            for file in self.root.rglob("*")
+            if (file.is_symlink() or not file.is_dir())
+            and ((name := file.relative_to(self.root).as_posix()) not in known)
+        ]
+        if extra:
+            more = f" and {len(extra) - _LISTED} more" if len(extra) > _LISTED else ""
+            raise self._kind(DamagedError)(
+                f"{self.root}: holds {', '.join(sorted(extra)[:_LISTED])}{more}, which the manifest does not know; remove it"
+            )
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        """Read a recorded file in pieces; whoever takes them all knows then that they are the file that was recorded."""
+        record, path, damaged = self.manifest.files.get(name), self.path_of(name), self._kind(DamagedError)
         if record is None:
             raise BundleError(f"{self.root}: {name} is not in the manifest")
         try:
             if not path.is_file():
-                raise DamagedError(f"{path}: missing; copy the bundle again")
-            if path.stat().st_size != record.size:
-                raise DamagedError(
-                    f"{path}: {path.stat().st_size} bytes, the manifest says {record.size}; copy it again"
-                )
-            data = path.read_bytes()
+                raise damaged(f"{path}: missing; copy the bundle again")
+            size = path.stat().st_size
+            if size != record.size:
+                raise damaged(f"{path}: {size} bytes, the manifest says {record.size}; copy it again")
+            digest, left = hashlib.sha256(), record.size
+            with path.open("rb") as file:
+                while left and (chunk := file.read(min(left, _CHUNK))):
+                    digest.update(chunk)
+                    left -= len(chunk)
+                    yield chunk
         except OSError as error:
-            raise DamagedError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
-        if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise DamagedError(f"{path}: the content does not have the recorded SHA-256; copy the bundle again")
-        return data
+            raise damaged(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
+        if digest.hexdigest() != record.sha256:
+            raise damaged(f"{path}: the content does not have the recorded SHA-256; copy the bundle again")
 
-    def verify(self) -> None:
-        """Read and hash every file, and refuse files that the manifest does not know."""
-        for name in self.manifest.files:
-            self.read(name)
-        here = {
-            file.relative_to(self.root).as_posix()
-            for file in self.root.rglob("*")
-            if file.is_symlink() or not file.is_dir()
-        }
-        extra = sorted(here - set(self.manifest.files) - {MANIFEST})
-        if extra:
-            raise DamagedError(f"{self.root}: holds {', '.join(extra)}, which the manifest does not know; remove it")
+    def _kind(self, error: type[BundleError]) -> type[BundleError]:
+        """Where a signature was asked for, whatever differs from what was signed is one thing: not what was signed."""
+        return SignatureError if self.signer is not None else error
 
     def artifact(self, name: str | None = None) -> Artifact:
         """Return the artifact of this name, or the default one.
@@ -138,6 +206,7 @@ class Bundle:
             precision=record.precision,
             target=record.target,
             sha256=self.manifest.files[record.path].sha256,
+            size=self.manifest.files[record.path].size,
         )
 
     def goldens(self) -> Goldens:
@@ -146,10 +215,15 @@ class Bundle:
         Raises:
             DamagedError: the arrays are not those that the manifest describes.
         """
+        from edgecnn.archive import UNREADABLE, read_arrays
+
         record = self.manifest.goldens
+        shape = (len(record.images), len(self.manifest.labels))
+        # Pixels, the truth in two precisions, and what each artifact answered, in float32.
+        wanted = shape[0] * math.prod(self.manifest.preprocess.shape)
+        wanted += (8 + 4 + 4 * len(self.manifest.artifacts)) * math.prod(shape)
         try:
-            with np.load(io.BytesIO(self.read(record.arrays)), allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
+            stored = read_arrays(self.read(record.arrays), wanted + _SLACK)
             truth = stored["logits_float64"]
             goldens = Goldens(
                 names=record.images,
@@ -160,9 +234,8 @@ class Bundle:
                 logits_float32=stored["logits_float32"],
                 recorded={name[9:]: array for name, array in stored.items() if name.startswith("recorded_")},
             )
-        except _unreadable() as error:
+        except UNREADABLE as error:
             raise DamagedError(f"{self.root / record.arrays}: not the goldens' arrays ({error})") from None
-        shape = (len(record.images), len(self.manifest.labels))
         alike = all(array.shape == shape for array in (truth, goldens.logits_float32, *goldens.recorded.values()))
         types = (
             goldens.pixels.dtype,
@@ -195,7 +268,8 @@ class BundleWriter:
 
     def files(self) -> dict[str, FileRecord]:
         """Hash all that was written so far."""
-        names = sorted(path for path in self.root.rglob("*") if path.is_file() and path.name != MANIFEST)
+        own = (self.root / MANIFEST, self.root / SIGNATURE)
+        names = sorted(path for path in self.root.rglob("*") if path.is_file() and path not in own)
         return {
             path.relative_to(self.root).as_posix(): FileRecord(
                 size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest()
@@ -227,10 +301,44 @@ def create_bundle(path: Path) -> Iterator[BundleWriter]:
         yield BundleWriter(temporary)
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    from edgecnn.archive import UNREADABLE
+def sign_bundle(path: Path, key: Path) -> str:
+    """Sign a bundle's folder, after it was verified whole, in place of a signature that it has; return the key's fingerprint.
 
-    return UNREADABLE
+    Raises:
+        UsageError: it is a zip, or the key cannot be used.
+        BundleError: it is not a bundle, or a file is not what the manifest recorded.
+        MissingPackageError: cryptography is not installed.
+    """
+    private = signing.read_private(key)
+    if path.is_file():
+        raise UsageError(f"{path}: is a file; unpack it, sign the folder, and zip that")
+    bundle = Bundle.open(path)
+    bundle.verify()
+    data = _read_own(path, MANIFEST, LARGEST)
+    write_atomic(path / SIGNATURE, signing.sign(data or b"", private))
+    return signing.fingerprint(private.public_key())
+
+
+def _read_own(root: Path, name: str, largest: int) -> bytes | None:
+    """Read a file at a bundle's top, at most one byte more than `largest`; None where there is no such file.
+
+    Raises:
+        EscapeError: it is a link out of the bundle.
+    """
+    path = root / name
+    try:
+        if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):  # noqa: PTH118 -- a cheap join
+            if not path.is_file():
+                return None
+            raise EscapeError(f"{path}: is a link, which is not followed; do not use this bundle")
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as file:
+            return file.read(largest + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
 
 
 def _is_bundle(path: Path) -> bool:

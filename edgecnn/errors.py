@@ -44,7 +44,13 @@ class DamagedError(BundleError):
 
 
 class EscapeError(BundleError):
-    """A path in a manifest that leaves the bundle."""
+    """A path in a manifest, or in a model, that leaves the bundle."""
+
+
+class SignatureError(DamagedError):
+    """A bundle that is not, to the byte, what the holder of the key signed that was asked for."""
+
+    exit_code = 3
 
 
 class ExportError(EdgecnnError):

@@ -11,8 +11,10 @@ from edgecnn.errors import SchemaError
 from edgecnn.spec import Format, Frozen, Preprocess, Target, TensorSpec, Tolerance
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"  # the one file that the manifest does not list, for it is made of the manifest
 SCHEMA_VERSION = 1
 LARGEST = 32 << 20  # bytes: no manifest is larger
+LARGEST_FILE = 2 << 30  # bytes: ONNX files, being protobuf, cannot be larger
 
 
 class FileRecord(Frozen, frozen=True):
@@ -147,4 +149,7 @@ def _contradiction(manifest: Manifest) -> str | None:
         return "a golden's label is out of range"
     named = [record.path for record in manifest.artifacts.values()] + [*goldens.images, goldens.arrays]
     missing = sorted(set(named) - set(manifest.files))
+    own = sorted({MANIFEST, SIGNATURE} & set(manifest.files))
+    if own:
+        return f"{own[0]} cannot be one of the files that it lists"
     return f"no hash is recorded for {', '.join(missing)}" if missing else None

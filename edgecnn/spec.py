@@ -6,13 +6,14 @@ They are msgspec structs, so the same definitions validate what is read from JSO
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from edgecnn.errors import BackendError, DamagedError, UsageError
+from edgecnn.errors import BackendError, DamagedError, EscapeError, UsageError
 
 Target = Literal["any", "x86-64", "x86-64-vnni", "arm64", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("any", "x86-64", "x86-64-vnni", "arm64", "cuda", "tensorrt")
@@ -102,21 +103,42 @@ class Artifact:
     precision: str = "fp32"
     target: str = "any"
     sha256: str | None = None
+    size: int | None = None
 
     def read_bytes(self) -> bytes:
-        """Read the file whole and compare it with the recorded hash, if there is one.
+        """Read the file whole and compare it with the recorded size and hash, if there are any.
 
         Raises:
-            BackendError: the file cannot be read.
+            BackendError: the file cannot be read, or is no whole ONNX model.
             DamagedError: its content is not what was recorded.
+            EscapeError: it is an ONNX model that would have other files read.
         """
         try:
-            data = self.path.read_bytes()
+            # Without waiting: a pipe in the file's place would keep one for ever.
+            with os.fdopen(os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                # What the manifest says is all that is read, whatever the file has grown to.
+                data = file.read() if self.size is None else file.read(self.size + 1)
         except OSError as error:
             raise BackendError(f"{self.path}: cannot be read ({error.strerror})") from None
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
             raise DamagedError(f"{self.path}: the content is not what the manifest recorded; copy the bundle again")
+        if self.format == "onnx":
+            _refuse_outside(data, self.path)
         return data
+
+
+def _refuse_outside(model: bytes, path: Path) -> None:
+    from edgecnn.protobuf import outside
+
+    try:
+        place = outside(model)
+    except ValueError as error:
+        raise BackendError(f"{path}: is no whole ONNX model ({error}); export or copy it again") from None
+    if place is not None:
+        raise EscapeError(
+            f"{path}: has {place!r} read from outside itself, which is not done; put all into the one file: "
+            "onnx.save(onnx.load(PATH), PATH)"
+        )
 
 
 class BackendRef(Frozen, frozen=True):

@@ -40,7 +40,7 @@ SERVER_CODE = ("edgecnn.serving",)
 # table: layers, files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
 # quantization above parity and bench, and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.layers", "edgecnn.files", "edgecnn.host", "edgecnn.ssh"),
+    ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.layers", "edgecnn.files", "edgecnn.host", "edgecnn.protobuf", "edgecnn.ssh"),
     (
         "edgecnn.images",
         "edgecnn.metrics",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import re
-import tokenize
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 import numpy as np
 
-from edgecnn.archive import UNREADABLE
+from edgecnn.archive import NUMBERS, UNREADABLE, parse_array
 from edgecnn.errors import DamagedError, DataError, SchemaError, UsageError
 from edgecnn.files import write_atomic
 from edgecnn.manifest import SCHEMA_VERSION, FileRecord
@@ -30,7 +28,6 @@ INDEX, HEAD = "evidence.json", "recording.json"
 _LARGEST = 1 << 30  # bytes of the file, and of all that it unpacks to
 _LARGEST_TEXT = 64 << 20  # of each of the two JSON files: the names of a million samples
 _WRITTEN = (1980, 1, 1, 0, 0, 0)  # the same recording is the same bytes, whenever it is written
-_NUMBERS = "fiub"  # kinds of dtype: floats, integers with and without sign, booleans
 
 _OfTruth = Literal["float64", "float32", "golden_float64"]
 _OfSide = Literal["on_truth", "goldens", "recorded"]
@@ -120,7 +117,7 @@ def parse_evidence(data: bytes, where: str) -> Recording:
             index = _index(archive, where)
             members = {name: _member(archive, name, index.files[name], where) for name in index.files}
         head = _decode(members[HEAD], RecordingHead, f"{where}:{HEAD}")
-        arrays = {record.file: _array(members[record.file]) for record in index.arrays}
+        arrays = {record.file: parse_array(members[record.file]) for record in index.arrays}
     except UNREADABLE as error:
         raise DamagedError(f"{where}: damaged ({error}); copy it again") from None
     recording = _assemble(head, index, arrays, where)
@@ -159,7 +156,7 @@ def _plain(name: str) -> str:
 
 
 def _npy(array: Array, where: str) -> bytes:
-    if array.dtype.kind not in _NUMBERS:
+    if array.dtype.kind not in NUMBERS:
         raise DataError(f"{where}: is of dtype {array.dtype}, and evidence holds numbers only; leave that output out")
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
@@ -221,25 +218,6 @@ def _member(archive: zipfile.ZipFile, name: str, record: FileRecord, where: str)
     if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
         raise DamagedError(f"{where}: {name} has not the recorded SHA-256; copy it again")
     return data
-
-
-def _array(data: bytes) -> Array:
-    """Read one array (NumPy's format 1.0), of numbers only, whose header promises exactly the bytes that follow.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array of another format")
-    try:
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (tokenize.TokenError, SyntaxError) as error:  # NumPy reads the header as Python
-        raise ValueError(f"an array without a header: {error}") from None
-    if dtype.kind not in _NUMBERS or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"an array of {dtype}, shape {shape}, in {len(data)} bytes")
-    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
 
 
 def _assemble(head: RecordingHead, index: Index, arrays: dict[str, Array], where: str) -> Recording:
