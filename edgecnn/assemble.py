@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn import __version__, host, registry
+from edgecnn import __version__, host, registry, signing
 from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle, BundleWriter, create_bundle
@@ -52,16 +52,20 @@ def export_bundle(
     out: Path,
     options: ExportOptions,
     say: Callable[[str], None] = lambda text: None,
+    key: Path | None = None,
 ) -> tuple[Manifest, ParityReport]:
     """Write a bundle to `out` and return its manifest and the parity report that let it pass.
 
     A FAIL writes nothing, unless forced. An INCONCLUSIVE verdict, which is what too few test images give, is
-    written with the bundle, and the artifact in question does not become the default.
+    written with the bundle, and the artifact in question does not become the default. With a private `key` the bundle is
+    signed.
 
     Raises:
+        UsageError: the key cannot be used.
         ExportError: an exporter did not produce what was asked for.
         VerdictError: parity failed.
     """
+    private = signing.read_private(key) if key is not None else None
     preprocess = msgspec.structs.replace(
         dataset.preprocess, scale=config.preprocess.scale, zero_point=config.preprocess.zero_point
     )
@@ -92,7 +96,7 @@ def export_bundle(
                 "forced": [*_refused(exported), *failures(report)] if options.force else [],
             },
         )
-        writer.finish(manifest)
+        writer.finish(manifest, private)
     return manifest, report
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from edgecnn.manifest import (
     parse_manifest,
 )
 from edgecnn.spec import Artifact, to_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _CHUNK = 1 << 20
 _SLACK = 1 << 20  # bytes that the goldens' arrays may take beyond their numbers
@@ -277,9 +280,12 @@ class BundleWriter:
             for path in names
         }
 
-    def finish(self, manifest: Manifest) -> Bundle:
-        """Write the manifest and read the bundle back, whole."""
-        (self.root / MANIFEST).write_bytes(to_json(manifest))
+    def finish(self, manifest: Manifest, key: Ed25519PrivateKey | None = None) -> Bundle:
+        """Write the manifest, with its signature where there is a key, and read the bundle back, whole."""
+        data = to_json(manifest)
+        (self.root / MANIFEST).write_bytes(data)
+        if key is not None:
+            (self.root / SIGNATURE).write_bytes(signing.sign(data, key))
         bundle = Bundle.open(self.root)
         bundle.verify()
         bundle.goldens()

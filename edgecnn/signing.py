@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -35,9 +35,9 @@ class Signature(Frozen, frozen=True):
 
     schema_version: Literal[1]
     algorithm: Literal["ed25519"]
-    key: str
-    manifest_sha256: str
-    signature: str
+    key: Annotated[str, msgspec.Meta(pattern="^SHA256:[A-Za-z0-9+/]{43}$")]
+    manifest_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    signature: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/=]{88}$")]
 
 
 def sign(manifest: bytes, key: Ed25519PrivateKey) -> bytes:

@@ -23,6 +23,7 @@ COMMANDS = (
     "quantize",
     "sensitivity",
     "search",
+    "sign",
     "verify",
     "predict",
     "parity",

@@ -36,6 +36,13 @@ from edgecnn.spec import TARGETS
     is_flag=True,
     help="Write the bundle although parity fails or int8 does not pay, and say so in its manifest.",
 )
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PRIVATE",
+    help="Private Ed25519 key (PEM or OpenSSH) to sign the bundle with; `edgecnn sign` tells how to make one.",
+)
 @json_option
 def command(
     run: Path,
@@ -46,6 +53,7 @@ def command(
     exporters: tuple[str, ...],
     max_drop: float,
     force: bool,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Export RUN to a bundle: fp32 and int8 ONNX, goldens, manifest.
@@ -68,7 +76,7 @@ def command(
     chosen: Target = target_of_host() if target == "host" else next(name for name in TARGETS if name == target)
     options = ExportOptions(exporters=exporters, target=chosen, opset=opset, max_drop=max_drop, force=force)
     dataset = open_run_data(config, data)
-    manifest, report = export_bundle(run, config, metrics, dataset, out, options, say)
+    manifest, report = export_bundle(run, config, metrics, dataset, out, options, say, key)
     if as_json:
         print_json(manifest)
         return
@@ -76,3 +84,7 @@ def command(
         default = "  (default)" if name == manifest.default_artifact else ""
         click.echo(f"{name:<11} {size(manifest.files[record.path].size):>10}  {out / record.path}{default}")
     click.echo(parity_text(report))
+    if key is not None:
+        from edgecnn.bundle import Bundle
+
+        click.echo(f"signed by {Bundle.open(out).claimed_signer}")

@@ -67,6 +67,12 @@ class FractionParam(FractionBase):
 
 existing = click.Path(exists=True, path_type=Path)
 backend_type = BackendParam()
+key_option = click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PUBLIC",
+    help="Public key (PEM or OpenSSH) by which BUNDLE has to be signed, whole.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout instead of text.")
 
 

@@ -1,0 +1,229 @@
+"""The folder on a box that holds deployed bundles: what is current, what was before it, and what is still being copied.
+
+    FOLDER/current -> releases/0002-1a2b3c4d      one rename of this link puts everything in place at once
+    FOLDER/releases/0002-1a2b3c4d/bundle/         a bundle, as `edgecnn export` wrote it
+    FOLDER/releases/0002-1a2b3c4d/venv            a link to the environment that it was verified with, if there is one
+    FOLDER/releases/0002-1a2b3c4d/release.json    the release before it, the interpreter, and every file's SHA-256
+    FOLDER/venvs/KEY/                             environments, each in the place where it was made, as they cannot be moved
+    FOLDER/partial/                               files by their SHA-256, whole, or with `.part` as far as they came
+
+It is sent over ssh and run there by a Python that may have nothing but its standard library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgecnn.device.box_channel import RefusalError
+
+RELEASE = "release.json"
+_CHUNK = 1 << 20
+
+
+class Store:
+    """One such folder, held by one process at a time."""
+
+    def __init__(self, folder: str) -> None:
+        """Make the folder and take hold of it.
+
+        Raises:
+            RefusalError: another process holds it, or something else is in its place.
+        """
+        # A relative one begins at the home folder, where ssh starts its commands.
+        self.root = Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111 -- links stay as they are
+        self.current, self.releases = self.root / "current", self.root / "releases"
+        self.partial, self.venvs = self.root / "partial", self.root / "venvs"
+        if os.path.lexists(self.current) and not self.current.is_symlink():
+            raise RefusalError(f"{self.current} is not a link that deploy made: move it away, or name another folder")
+        for place in (self.releases, self.partial):
+            place.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.root / ".lock")
+        self.found: dict[str, Path] = {}
+
+    def release(self, name: str | None = None) -> dict[str, Any] | None:
+        """Read what is recorded of a release, by default the current one; None where there is none."""
+        if name is None:
+            name = self.current.readlink().name if self.current.is_symlink() else None
+        try:
+            recorded: dict[str, Any] = json.loads((self.releases / name / RELEASE).read_bytes()) if name else {}
+        except (OSError, ValueError):
+            return None
+        return recorded or None
+
+    def have(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Find files by SHA-256, `wanted` with their sizes: how many bytes of each are here; a whole one is hashed."""
+        sizes = set(wanted.values())
+        for path in (*self.partial.iterdir(), *self.releases.glob("*/bundle/**/*")):
+            if path.suffix != ".part" and path.is_file() and not path.is_symlink() and path.stat().st_size in sizes:
+                self.found.setdefault(sha256_of(path), path)
+        parts = {digest: self.partial / f"{digest}.part" for digest in wanted if digest not in self.found}
+        begun = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
+        return {digest: size if digest in self.found else begun.get(digest, 0) for digest, size in wanted.items()}
+
+    def put(self, files: Iterable[tuple[str, int, int]], some: Callable[[int], bytes]) -> list[str]:
+        """Take files from a stream, each (SHA-256, size, bytes that are here already); name those that came out damaged."""
+        damaged = []
+        for digest, size, offset in files:
+            part = self.partial / f"{digest}.part"
+            with part.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
+                file.truncate()
+                left = size - offset
+                while left:
+                    data = some(left)
+                    file.write(data)
+                    file.flush()
+                    left -= len(data)
+                os.fsync(file.fileno())
+            if sha256_of(part) == digest:
+                self.found[digest] = part.replace(self.partial / digest)
+            else:
+                part.unlink()
+                damaged.append(digest)
+        return damaged
+
+    def stage(self, files: Mapping[str, str], key: str, python: str, venv: str | None) -> str:
+        """Put a new release together from files that are here, `files` by name with their SHA-256; it is not current yet.
+
+        What a kept release holds already is linked, not copied. Returns the release's name.
+        """
+        numbers = [int(one.name.partition("-")[0]) for one in self.releases.iterdir() if one.name[:4].isdigit()]
+        name = f"{max(numbers, default=0) + 1:04d}-{key[:8]}"
+        folder = self.releases / name
+        for file, digest in files.items():
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                raise RefusalError(f"{file!r} leaves the bundle")
+            target = folder / "bundle" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(self.found[digest], target)
+        if venv is not None:
+            (folder / "venv").symlink_to(os.path.relpath(self.venvs / venv, folder))
+        before = self.release()
+        # Deployed a second time, the same must not take the place of what was before it.
+        again = before is not None and (before["files"], before["python"]) == (dict(files), python)
+        previous = None if before is None else before["previous"] if again else before["release"]
+        record = {"release": name, "previous": previous, "python": python, "venv": venv, "files": dict(files)}
+        write(folder / RELEASE, json.dumps({**record, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}).encode())
+        for made in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
+            flush(made)
+        flush(self.releases)
+        return name
+
+    def swap(self, name: str) -> None:
+        """Make a release the current one, by one rename."""
+        link = self.root / f".current.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("releases") / name)
+        link.replace(self.current)
+        flush(self.root)
+
+    def rollback(self) -> tuple[str, str]:
+        """Make the previous release the current one, after hashing it; returns both names, the new one first.
+
+        Raises:
+            RefusalError: there is none, or it is damaged.
+        """
+        now = self.release()
+        if now is None:
+            raise RefusalError(f"nothing is deployed in {self.root}")
+        before = self.release(now["previous"]) if now["previous"] else None
+        if before is None:
+            raise RefusalError(f"{self.root} holds no release before {now['release']}: deploy the bundle wanted")
+        bundle = self.releases / before["release"] / "bundle"
+        bad = [name for name, digest in before["files"].items() if not _is(bundle / name, digest)]
+        if bad:
+            raise RefusalError(f"{bundle / bad[0]} is damaged or missing: deploy that bundle again")
+        if before["venv"] is not None and not os.access(before["python"], os.X_OK):
+            raise RefusalError(f"{before['python']} is gone: deploy that bundle again, with --install")
+        self.swap(before["release"])
+        return before["release"], now["release"]
+
+    def sweep(self) -> None:
+        """Remove all but the current release, the one before it, and their environments."""
+        now = self.release()
+        if now is None:
+            return
+        before = self.release(now["previous"]) if now["previous"] else None
+        kept = [one for one in (now, before) if one is not None]
+        _keep(self.releases, {one["release"] for one in kept})
+        _keep(self.venvs, {one["venv"] for one in kept})
+        _keep(self.partial, set())
+        for left in self.root.glob(".current.*"):
+            left.unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """Count the bytes that may still be written here."""
+        return shutil.disk_usage(self.root).free
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the file system has none of these, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        flush(target)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk afterwards."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush(path: Path) -> None:
+    """Have a folder's or file's content on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file without holding it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
+
+
+def _keep(folder: Path, names: set[str]) -> None:
+    for one in folder.iterdir() if folder.is_dir() else ():
+        if one.name not in names:
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                one.unlink(missing_ok=True)
+
+
+def _lock(path: Path, wait_s: float = 5.0) -> int:
+    """Take a lock that goes with this process; one that has lost its connection may need a moment to end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise RefusalError(
+                    f"another deployment into {path.parent} is under way; one whose connection was cut ends in 2 minutes"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return descriptor
