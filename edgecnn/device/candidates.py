@@ -1,4 +1,8 @@
-"""What `tune` may choose from on this machine, in order of preference: the default first, then what is nearest to it."""
+"""What `tune` may choose from on this machine, in order of preference: the default first, then what is nearest to it.
+
+The choices are made in up to three races, each of the last one's winner: artifact, device, level and threads; whether threads
+spin, in every number of them again; and the batch. All of them at once would be hundreds on a machine of eight cores.
+"""
 
 from __future__ import annotations
 
@@ -63,31 +67,37 @@ def _asked(bundle: Bundle, ref: BackendRef) -> BackendRef:
     return BackendRef(backend=ref.backend, artifact=artifact.name, device=ref.device)
 
 
-def candidates(refs: Sequence[BackendRef], usable: int, purpose: Purpose) -> list[Settings]:
-    """Combine all choices but the batch; the first is the default, and the others follow by how many settings differ.
-
-    Threads spin only where there are several; elsewhere, and on other devices than the CPU, neither does anything.
-    """
-    default = default_settings(refs[0], usable)
+def kinds(refs: Sequence[BackendRef], default: Settings, purpose: Purpose) -> list[Settings]:
+    """Combine artifacts, devices, levels and numbers of threads, which are all usable ones elsewhere than on the CPU."""
     found = [
         Settings(
             backend=str(ref),
             threads=threads,
-            spinning=spinning,
+            spinning=default.spinning,
             optimization=level,
             batch=1 if purpose == "latency" else MANY,
         )
         for ref in refs
-        for threads in (thread_counts(usable) if ref.device == "cpu" else [usable])
-        for spinning in ((False, True) if threads > 1 and ref.device == "cpu" else (False,))
+        for threads in (thread_counts(default.threads) if ref.device == "cpu" else [default.threads])
         for level in LEVELS
     ]
     return nearest_first(default, found)
 
 
-def in_batches(settings: Settings, default: Settings) -> list[Settings]:
-    """Combine what was chosen with every batch; the first is the default."""
-    return nearest_first(default, [msgspec.structs.replace(settings, batch=batch) for batch in BATCHES])
+def with_spinning(chosen: Settings, default: Settings) -> list[Settings]:
+    """Combine what was chosen with threads that spin while they wait, in every number of them that can wait.
+
+    A race of its own, because such threads take their cores from the next candidate for as long as they spin, and every round
+    has to wait for that.
+    """
+    counts = thread_counts(default.threads) if BackendRef.parse(chosen.backend).device == "cpu" else []
+    spinning = [msgspec.structs.replace(chosen, threads=count, spinning=True) for count in counts if count > 1]
+    return nearest_first(default, [chosen, *spinning])
+
+
+def in_batches(chosen: Settings, default: Settings) -> list[Settings]:
+    """Combine what was chosen with every batch."""
+    return nearest_first(default, [msgspec.structs.replace(chosen, batch=batch) for batch in BATCHES])
 
 
 def nearest_first(default: Settings, others: Sequence[Settings]) -> list[Settings]:

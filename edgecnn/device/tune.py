@@ -18,7 +18,7 @@ from edgecnn.bundle import Bundle
 from edgecnn.device import candidates
 from edgecnn.device.profile import SCHEMA_VERSION, Key, Profile, Purpose, Settings, key_of
 from edgecnn.device.racing import Interval
-from edgecnn.device.trials import Row, Trials
+from edgecnn.device.trials import Row, Trials, said
 from edgecnn.errors import UsageError
 from edgecnn.host import Host
 from edgecnn.spec import BackendRef, Frozen
@@ -77,12 +77,7 @@ def tune(
     refs, unusable = candidates.references(bundle, asked)
     default = candidates.default_settings(refs[0], machine.usable_threads)
     trials = Trials(bundle, tell)
-    field = candidates.candidates(refs, machine.usable_threads, purpose)
-    share = seconds * (1 - _FINAL) / (2 if purpose == "throughput" else 1)
-    winner, complete = trials.race(field, share)
-    if purpose == "throughput":
-        winner, decided = trials.race(candidates.in_batches(winner, default), share)
-        complete = complete and decided
+    winner, complete = _races(trials, refs, default, purpose, seconds * (1 - _FINAL))
     gain, noise = trials.final(default, winner, seconds * _FINAL) if winner != default else (None, None)
     return Tuning(
         bundle=bundle.manifest.name,
@@ -102,6 +97,27 @@ def tune(
         unusable=tuple(unusable),
         warnings=_warnings(busy, machine, winner),
     )
+
+
+def _races(
+    trials: Trials, refs: Sequence[BackendRef], default: Settings, purpose: Purpose, seconds: float
+) -> tuple[Settings, bool]:
+    """Choose step by step, each in a race of what is left of the time; say whether all races were decided in it."""
+    steps: list[Callable[[Settings], list[Settings]]] = [
+        lambda chosen: candidates.kinds(refs, default, purpose),
+        lambda chosen: candidates.with_spinning(chosen, default),
+    ]
+    if purpose == "throughput":
+        steps.append(lambda chosen: candidates.in_batches(chosen, default))
+    winner, complete = default, True
+    for step, left in zip(steps, range(len(steps), 0, -1), strict=True):
+        field = step(winner)
+        if set(map(said, field)) <= {said(default), said(winner)}:
+            continue  # nothing new
+        start = time.perf_counter()
+        winner, decided = trials.race(field, seconds / left)
+        complete, seconds = complete and decided, max(0.0, seconds - (time.perf_counter() - start))
+    return winner, complete
 
 
 def is_better(gain: Interval | None, noise: Interval | None) -> bool:
