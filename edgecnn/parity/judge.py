@@ -1,12 +1,7 @@
-"""From what was recorded to verdicts: pure, so that the same recording can be judged again, elsewhere, by other tolerances.
-
-Where the answer is a distribution (each row of the truth is positive and sums to 1), float sides are compared by its
-logarithm, in which the largest value is taken off: near 0 and 1 a probability hardly moves, whatever the error behind it.
-"""
+"""From what was recorded to verdicts: pure, so that the same recording can be judged again, elsewhere, by other tolerances."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import msgspec
@@ -18,13 +13,11 @@ from edgecnn.host import Host
 from edgecnn.metrics import distance
 from edgecnn.parity.computation import Computation, Recorded, Truth, find_fault, judge_float, judge_quantized
 from edgecnn.parity.decisions import Agreement, Decisions, Flip, agree, judge_decisions, margins_of
+from edgecnn.parity.distributions import is_distribution, logs, recorded_as_logs, truth_as_logs
 from edgecnn.parity.recording import EXPORTED, Array, DecodingRecord, Recording, RecordingHead, SideArrays, SideRecord
 from edgecnn.parity.steadiness import Steadiness, judge_again, unit_of
 from edgecnn.parity.verdict import Verdict
 from edgecnn.spec import Frozen, Tolerance
-
-_SMALLEST = 1e-30  # of a probability: float32 rounds smaller ones coarsely
-_SUM = 1e-9  # by which a distribution in float64 may miss 1
 
 
 class Cell(Frozen, frozen=True):
@@ -50,7 +43,8 @@ class Decoding(Frozen, frozen=True):
 class ParityReport(Frozen, frozen=True):
     """All candidates against one reference; `bundle` is the subject's name, `decoding` is for bundles.
 
-    `samples` says what was fed; `random` warns that it was no real data.
+    `samples` says what was fed; `random` warns that it was no real data. `host` ran the candidates; `reference_host` is
+    that of the first of two recordings, None where one machine ran all.
     """
 
     bundle: str
@@ -63,6 +57,7 @@ class ParityReport(Frozen, frozen=True):
     host: Host
     samples: str = ""
     random: bool = False
+    reference_host: Host | None = None
 
 
 def judge(recording: Recording, tolerance: Tolerance | None = None) -> ParityReport:
@@ -80,6 +75,7 @@ def judge(recording: Recording, tolerance: Tolerance | None = None) -> ParityRep
     cells = tuple(_cell(recording, side, truth, reference, tolerance) for side in recording.candidates)
     decoding = _decoding(head.decoding) if head.decoding is not None else None
     labelled = "labelled " if head.samples.labels is not None else ""
+    what = "images" if head.samples.kind == "data" else "samples"
     return ParityReport(
         bundle=head.subject,
         reference=head.reference,
@@ -87,7 +83,7 @@ def judge(recording: Recording, tolerance: Tolerance | None = None) -> ParityRep
         decoding=decoding,
         cells=cells,
         tolerance=tolerance,
-        data=f"{head.samples.n} {labelled}images" if head.samples.kind in ("data", "feeds") else None,
+        data=f"{head.samples.n} {labelled}{what}" if head.samples.kind in ("data", "feeds") else None,
         host=head.host,
         samples=head.samples.said,
         random=head.samples.kind == "random",
@@ -138,9 +134,9 @@ def _cell(
         own = Recorded(arrays.on_truth, truth.float64)
     unit = own if side.quantized else unit_of(truth)
     pairs = dict(arrays.again)
-    if truth is not None and _is_distribution(truth.float64):
-        unit = _own_as_logs(own) if side.quantized else unit_of(_as_logs(truth))
-        pairs = {what: (_logs(before), _logs(after)) for what, (before, after) in pairs.items()}
+    if truth is not None and is_distribution(truth.float64):
+        unit = (own and recorded_as_logs(own)) if side.quantized else unit_of(truth_as_logs(truth))
+        pairs = {what: (logs(before), logs(after)) for what, (before, after) in pairs.items()}
     return Cell(
         candidate=side.ref,
         artifact=side.artifact,
@@ -210,12 +206,14 @@ def _computation(
         allowed = tolerance.recorded_share_here if side.recorded_here else tolerance.recorded_share
         if recorded is not None and not distance(recorded.float64, recorded.logits).max_abs:
             recorded = None  # an error of nothing is no unit
-        if _is_distribution(truth.float64):  # most of which is near 0 or 1, whatever the error behind it
-            again = None if arrays.goldens is None else _logs(arrays.goldens)
-            return judge_quantized(_logs(arrays.on_truth), again, _as_logs(truth), _own_as_logs(recorded), allowed)
+        if is_distribution(truth.float64):  # most of which is near 0 or 1, whatever the error behind it
+            again = None if arrays.goldens is None else logs(arrays.goldens)
+            return judge_quantized(
+                logs(arrays.on_truth), again, truth_as_logs(truth), recorded_as_logs(recorded), allowed
+            )
         return judge_quantized(arrays.on_truth, arrays.goldens, truth, recorded, allowed)
-    if _is_distribution(truth.float64):
-        return judge_float(_logs(arrays.on_truth), _as_logs(truth), tolerance)
+    if is_distribution(truth.float64):
+        return judge_float(logs(arrays.on_truth), truth_as_logs(truth), tolerance)
     return judge_float(arrays.on_truth, truth, tolerance)
 
 
@@ -263,26 +261,6 @@ def _decoding(record: DecodingRecord) -> Decoding:
         f"{n} goldens: compare Pillow's version, the model is not at fault"
     )
     return Decoding(verdict=Verdict.FAIL, reason=reason, n=n)
-
-
-def _is_distribution(truth: Array) -> bool:
-    whole = np.abs(truth.sum(axis=1) - 1) < _SUM
-    return bool(truth.shape[1] > 1 and (truth >= 0).all() and whole.all())
-
-
-def _as_logs(truth: Truth) -> Truth:
-    return Truth(truth.origin, _logs(truth.float64), _logs(truth.float32), truth.unit)
-
-
-def _own_as_logs(recorded: Recorded | None) -> Recorded | None:
-    return recorded and dataclasses.replace(recorded, logits=_logs(recorded.logits), float64=_logs(recorded.float64))
-
-
-def _logs(probabilities: Array) -> npt.NDArray[np.float64]:
-    """Take logarithms, of values that may be a little below 0 by their rounding, and the largest of each row off."""
-    logs = np.log(np.maximum(probabilities.astype(np.float64), _SMALLEST))
-    result: npt.NDArray[np.float64] = logs - logs.max(axis=1, keepdims=True)
-    return result
 
 
 def _is_another(cell: Cell, subject_sha256: str) -> bool:

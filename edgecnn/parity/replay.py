@@ -13,6 +13,7 @@ from edgecnn.errors import UsageError
 from edgecnn.metrics import distance
 from edgecnn.parity.computation import Computation, Noise, Recorded, Truth, find_fault, noise_of, share_of
 from edgecnn.parity.decisions import Decisions, agree, judge_decisions, margins_of
+from edgecnn.parity.distributions import is_distribution, logs, recorded_as_logs, truth_as_logs
 from edgecnn.parity.judge import Cell, ParityReport
 from edgecnn.parity.recording import Array, Recording, SideRecord
 from edgecnn.parity.verdict import Verdict
@@ -26,9 +27,10 @@ def compare_recordings(before: Recording, after: Recording, tolerance: Tolerance
 
     A float32 side may differ by `noise_multiple` times torch float32's own error, over all samples; a quantized one
     by `recorded_share` of its quantization error, or by `recorded_share_here` where CPU and runtime are the same.
-    The unit is taken from whichever recording has it, the first before the second. Answers that are equal to the
-    bit need no unit. A side that only one has, or that ran another file, is listed as not measured. A candidate of which
-    nothing was measured keeps the whole from passing; the reference of a recording does not, for a box may have no torch.
+    The unit is taken from whichever recording has it, the first before the second; distributions are compared as `judge`
+    does. Answers that are equal to the bit need no unit. A side that only one has, or that ran another file, is listed as
+    not measured. A candidate of which nothing was measured keeps the whole from passing; the reference of a recording does
+    not, for a box may have no torch.
 
     Args:
         before: the recording of the machine that is trusted.
@@ -43,6 +45,7 @@ def compare_recordings(before: Recording, after: Recording, tolerance: Tolerance
     refs = dict.fromkeys(side.ref for recording in (before, after) for side in recording.head.sides)
     cells = tuple(_cell(ref, pair) for ref in refs)
     head = after.head
+    what = "images" if head.samples.kind == "data" else "samples"
     return ParityReport(
         bundle=head.subject,
         reference=pair.origin,
@@ -50,10 +53,11 @@ def compare_recordings(before: Recording, after: Recording, tolerance: Tolerance
         decoding=None,
         cells=cells,
         tolerance=pair.tolerance,
-        data=f"{head.samples.n} labelled images" if pair.labels is not None else None,
+        data=f"{head.samples.n} labelled {what}" if pair.labels is not None else None,
         host=head.host,
         samples=head.samples.said,
         random=head.samples.kind == "random",
+        reference_host=before.head.host,
     )
 
 
@@ -69,6 +73,11 @@ class _Pair:
         head = self.before.head
         runtimes = dict.fromkeys(side.runtime for side in head.sides if side.error is None)
         return f"the recording of {head.created} on {head.host.cpu}, {head.host.system} ({', '.join(runtimes)})"
+
+    @property
+    def distribution(self) -> bool:
+        """Whether the truth that either has says that the answer is one."""
+        return any(one.float64 is not None and is_distribution(one.float64) for one in (self.before, self.after))
 
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -168,8 +177,10 @@ def _without(reason: str, pair: _Pair, verdict: Verdict = Verdict.NOT_MEASURED) 
 def _judged(ref: str, pair: _Pair, side: SideRecord) -> Computation:
     """Judge the difference: bits first, then in the unit of the side's kind."""
     ours, theirs = pair.answers(ref)
-    multiple = share = None
-    if np.array_equal(ours, theirs):
+    equal, multiple, share = np.array_equal(ours, theirs), None, None
+    if pair.distribution:
+        ours, theirs = logs(ours), logs(theirs)
+    if equal:
         verdict, reason = Verdict.PASS, f"the answers are the same to the bit on all {len(ours)} samples"
         multiple, share = (None, 0.0) if side.quantized else (0.0, None)
     elif side.quantized:
@@ -204,7 +215,8 @@ def _noise(pair: _Pair) -> tuple[Noise | None, str]:
     for recording in (pair.before, pair.after):
         if recording.float64 is not None and recording.float32 is not None:
             unit = recording.head.unit
-            noise = noise_of(Truth("", recording.float64, recording.float32, unit))
+            truth = Truth("", recording.float64, recording.float32, unit)
+            noise = noise_of(truth_as_logs(truth) if pair.distribution else truth)
             if not noise.broken:
                 return noise, unit
     return None, pair.before.head.unit
@@ -215,7 +227,8 @@ def _share(ref: str, pair: _Pair, ours: Array, theirs: Array) -> float | None:
     for recording in (pair.before, pair.after):
         logits, truth = recording.sides[ref].on_truth, recording.float64
         if logits is not None and truth is not None and np.isfinite(logits).all():
-            return share_of(Recorded(logits, truth), ours, theirs)
+            own = Recorded(logits, truth)
+            return share_of(recorded_as_logs(own) if pair.distribution else own, ours, theirs)
     return None
 
 

@@ -16,7 +16,7 @@ from quantization import graphs, small
 from edgecnn.backends.base import Tensors
 from edgecnn.errors import BackendError, DataError, UsageError
 from edgecnn.parity import Verdict, judge, record
-from edgecnn.parity.record import HANDFUL
+from edgecnn.parity.further import HANDFUL
 from edgecnn.parity.subject import Subject
 from edgecnn.spec import BackendRef
 
