@@ -27,6 +27,7 @@ COMMANDS = (
     "verify",
     "tune",
     "predict",
+    "serve",
     "deploy",
     "parity",
     "bench",

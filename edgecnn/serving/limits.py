@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from edgecnn.errors import EdgecnnError, UsageError
 
+DEFAULT_BATCH = 8
+
 
 @dataclass(frozen=True)
 class Limits:
     """All limits of a server; sizes in bytes, times in seconds.
 
     `body`: one request's body, after decompression; `bodies`: all bodies held at one time. `queue`: requests that are
-    being decoded, waiting or computed. `max_batch`: rows that one run of the model takes together; `max_delay`: how
-    long a run waits for them. `connections`: at most so many are open; where one more comes, the one that has been
+    being decoded, waiting or computed. `max_batch`: rows that one run of the model takes together, None for DEFAULT_BATCH
+    or one where that would change answers; `max_delay`: how long a run waits for them. `connections`: at most so many are open; where one more comes, the one that has been
     idle for longest is closed. `header`: from a request's first byte to the end of its header; `idle`: between two
     requests; `receive`: a body; `answer`: from there to the answer; `stop`: for the requests in flight at the end.
     """
@@ -21,7 +23,7 @@ class Limits:
     body: int = 16 << 20
     bodies: int = 256 << 20
     queue: int = 256
-    max_batch: int = 8
+    max_batch: int | None = None
     max_delay: float = 0.0
     connections: int = 1000
     header: float = 10.0
@@ -32,7 +34,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse limits with which no request could be answered."""
-        counts = (self.body, self.queue, self.max_batch, self.connections)
+        counts = (self.body, self.queue, self.max_batch or 1, self.connections)
         times = (self.header, self.idle, self.receive, self.answer, self.stop)
         if min(counts) < 1 or min(times) <= 0 or self.max_delay < 0:
             raise UsageError("a server's limits must be positive")
@@ -40,7 +42,7 @@ class Limits:
             raise UsageError(f"one body may have {self.body} bytes, and all together {self.bodies}; raise the latter")
 
 
-class Refused(EdgecnnError):
+class RefusedError(EdgecnnError):
     """A request that is not answered: the HTTP status, and the reason as the client is told it."""
 
     def __init__(self, status: int, reason: str) -> None:

@@ -1,0 +1,102 @@
+"""The running server: its socket, its signals, and the end, at which what is in flight is still answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+from aiohttp import web
+
+from edgecnn.errors import UsageError
+from edgecnn.serving.app import DOOR, SERVICE
+from edgecnn.serving.door import Door
+
+SPARE = 64  # file descriptors that are not connections
+LINGER = 2.0  # seconds for which the rest of a refused body is read, so that the client sees the refusal
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(app: web.Application, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Args:
+        app: from `make_app`.
+        host: a name or address of this machine.
+        port: 0 for one that the system chooses.
+        ready: is told the URL once requests are answered.
+
+    Raises:
+        UsageError: nothing can listen there.
+    """
+    asyncio.run(_run(app, host, port, ready))
+
+
+async def _run(app: web.Application, host: str, port: int, ready: Callable[[str], None]) -> None:
+    service = app[SERVICE]
+    limits = replace(service.limits, connections=_file_limit(service.limits.connections))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(_listen(host, port)) as listening:
+        door = app[DOOR] = Door(limits, lambda reason: service.metrics.reject(reason)())
+        service.metrics.watch("edgecnn_connections", "Connections that are open.", door.count)
+        runner = web.AppRunner(
+            app, access_log=None, logger=_silent(), auto_decompress=False, keepalive_timeout=limits.idle + 5,
+            lingering_time=LINGER, shutdown_timeout=limits.stop,
+        )  # fmt: skip
+        await runner.setup()
+        server = await loop.create_server(lambda: door.connection(runner), sock=listening, backlog=1024)
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        gc.freeze()  # what was loaded stays: no later collection has to look at it
+        ready(_url(host, listening))
+        await stop.wait()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        service.stopping = True
+        server.close()
+        await runner.cleanup()
+        door.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Make the socket by hand, so that there is one and its port is known."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from None
+    return listening
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    written = f"[{host}]" if ":" in host else host
+    return f"http://{written}:{listening.getsockname()[1]}/"
+
+
+def _file_limit(connections: int) -> int:
+    """Allow this process as many open files as it takes, and return how many connections that leaves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(connections, soft - SPARE))
+    return connections
+
+
+def _silent() -> logging.Logger:
+    """Make a log that nobody reads: what clients send wrong must not fill the disk, and our own faults are printed."""
+    log = logging.getLogger("edgecnn.serving")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    return log
