@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,7 @@ SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 << 20  # of an encoded image: what as many pixels take in four bytes each
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,41 +71,53 @@ def load(path: Path, preprocess: Preprocess) -> Pixels:
 
 
 def read(path: Path) -> bytes:
-    """Read an image file's bytes, as they are."""
+    """Read an image file's bytes, as they are.
+
+    Raises:
+        ImageError: it cannot be read, is no file but a pipe, device or folder, or is over `MAX_BYTES`.
+    """
     try:
-        return path.read_bytes()
+        # A pipe that nobody writes to would keep an open waiting; a file does not mind.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- of a descriptor
+            return _read_file(file, path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a name with a null byte in it
         raise ImageError(f"{str(path)!r}: cannot be a path ({error})") from None
 
 
+def _read_file(file: io.FileIO, path: Path) -> bytes:
+    seen = os.fstat(file.fileno())
+    if stat.S_ISDIR(seen.st_mode):
+        raise ImageError(f"{path}: cannot be read (Is a directory)")
+    if not stat.S_ISREG(seen.st_mode):
+        raise ImageError(f"{path}: a pipe or device and no file; what a pipe holds goes in by stdin, as `-`")
+    data = file.read(MAX_BYTES + 1) if seen.st_size > MAX_BYTES else file.readall()
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{path}: over the limit of {MAX_BYTES >> 20} MB for an image")
+    return data
+
+
 def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:
     """Decode and resize encoded bytes to uint8 (height, width, channels); `name` is for error messages."""
-    return to_pixels(to_picture(data, name), preprocess, name)
-
-
-def to_picture(data: bytes, name: str = "image") -> Image.Image:
-    """Decode encoded bytes to an upright image of 8 bits a channel, by rules 1 to 6: the first half of `decode`."""
-    if not data:
-        raise ImageError(f"{name}: the file is empty")
-    with _one_line(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(image, name)
-        image.load()
-        return _upright(_eight_bit(image, name))
-
-
-def to_pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> Pixels:
-    """Bring what `to_picture` gave to uint8 (height, width, channels), by rules 7 to 10: the other half."""
-    with _one_line(name):
-        return fit(image, preprocess)
+    with opened(data, name) as image:
+        return fit(to_picture(image, name), preprocess)
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into an ImageError that names the image and says why, in one line."""
+def opened(data: bytes, name: str = "image") -> Iterator[Image.Image]:
+    """Read no more than the header of encoded bytes, by rules 1 and 2.
+
+    Raises:
+        ImageError: for whatever is wrong with the image, also where it shows only inside the block; one line with `name`.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
     try:
-        yield
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, name)
+            yield image
     except ImageError:
         raise
     except Image.DecompressionBombError:  # what Pillow itself refuses, before it says the size
@@ -111,9 +126,17 @@ def _one_line(name: str) -> Iterator[None]:
         ) from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that can be read here ({', '.join(FORMATS)})") from None
+    except MemoryError:
+        raise ImageError(f"{name}: not enough memory for an image of this size; scale it down first") from None
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name}: damaged or truncated image ({reason})") from None
+
+
+def to_picture(image: Image.Image, name: str = "image") -> Image.Image:
+    """Decode what `opened` gave to an upright image of 8 bits a channel, by rules 3 to 6; `fit` does the rest."""
+    image.load()
+    return _upright(_eight_bit(image, name))
 
 
 def fit(image: Image.Image, preprocess: Preprocess) -> Pixels:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn import images, registry
+from edgecnn import registry
 from edgecnn.backends.base import Backend, SessionOptions, open_session
 from edgecnn.bundle import Bundle
-from edgecnn.decoding import Prepared, prepare
-from edgecnn.errors import ContractError, ImageError, UsageError
+from edgecnn.decoding import Ahead, Prepared, Ready, ready
+from edgecnn.errors import ContractError, UsageError
 from edgecnn.images import Pixels
+from edgecnn.sources import Found, printable
+from edgecnn.sources.files import EmptyFolderError, find_images
 from edgecnn.spec import Artifact, BackendRef, Frozen
 
+__all__ = ["EmptyFolderError", "find_images", "printable"]  # for those who look for them here
 DEFAULT_BACKEND = "onnxruntime"
 UNKNOWN = "unknown"
 
@@ -114,38 +116,48 @@ class Predictor:
         )
 
     def predict(
-        self, paths: Iterable[Path | EmptyFolderError], batch: int = 1, top: int = 3, threshold: float = 0.0
+        self,
+        found: Iterable[Found],
+        batch: int = 1,
+        top: int = 3,
+        threshold: float = 0.0,
+        decode_threads: int = 0,
+        patient: bool = True,
     ) -> Iterator[Prediction]:
-        """Answer for every file, in order, reading as it goes; a bad image is an answer with `error` set.
+        """Answer for every image of a source, in order, reading as it goes; a bad image is an answer with `error` set.
 
-        An EmptyFolderError among the paths, as `find_images` gives it, is such an answer too.
+        With `decode_threads` the images are read and decoded ahead, and so is the source; with 0 each when it is needed.
+        A run is of `batch` images or, with threads and not `patient`, of those among them that are there already.
+
+        Raises:
+            UsageError: `batch` or `top` is below 1, `decode_threads` below 0, `threshold` not within 0 to 1.
+            ContractError: the model gives probabilities that are not finite.
         """
-        if batch < 1 or top < 1:
-            raise UsageError("the batch size and the number of labels to show must be at least 1")
-        remaining = iter(paths)
-        while chunk := list(islice(remaining, batch)):
-            yield from self._chunk(chunk, top, threshold)
+        if batch < 1 or top < 1 or decode_threads < 0:
+            raise UsageError("the batch size and the number of labels to show must be at least 1, threads 0 or more")
+        preprocess = self.bundle.manifest.preprocess
+        if not decode_threads:
+            remaining = iter(found)
+            while chunk := [ready(one, preprocess) for one in islice(remaining, batch)]:
+                yield from self._chunk(chunk, top, threshold)
+            return
+        ahead = Ahead(found, preprocess, decode_threads, batch + 2 * decode_threads)
+        try:
+            while chunk := ahead.take(batch, patient):
+                yield from self._chunk(chunk, top, threshold)
+        finally:
+            ahead.close()
 
-    def _chunk(self, paths: Sequence[Path | EmptyFolderError], top: int, threshold: float) -> Iterator[Prediction]:
-        read = [self._read(path) for path in paths]
-        good = [item.pixels for item in read if isinstance(item, Prepared)]
+    def _chunk(self, chunk: Sequence[Ready], top: int, threshold: float) -> Iterator[Prediction]:
+        good = [one.result.pixels for one in chunk if isinstance(one.result, Prepared)]
         start = perf_counter()
         answers = iter(self.probabilities(np.stack(good)) if good else ())
         share = 1e3 * (perf_counter() - start) / max(1, len(good))
-        for path, item in zip(paths, read, strict=True):
-            if isinstance(item, Prepared):
-                yield self.answer(item, next(answers), share, top, threshold, printable(path))
+        for one in chunk:
+            if isinstance(one.result, Prepared):
+                yield self.answer(one.result, next(answers), share, top, threshold, one.name)
             else:
-                place = path.path if isinstance(path, EmptyFolderError) else path
-                yield Prediction(path=printable(place), error=printable(item))
-
-    def _read(self, path: Path | EmptyFolderError) -> Prepared | ImageError:
-        if isinstance(path, EmptyFolderError):
-            return path
-        try:
-            return prepare(images.read(path), self.bundle.manifest.preprocess, str(path))
-        except ImageError as error:
-            return error
+                yield Prediction(path=one.name, error=printable(one.result))
 
     def __enter__(self) -> Predictor:
         return self
@@ -168,44 +180,3 @@ def artifact_for(bundle: Bundle, ref: BackendRef, backend: Backend | None = None
         if artifact.format in formats:
             return artifact
     raise UsageError(f"{bundle.root}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")
-
-
-def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[Path | EmptyFolderError]:
-    """Expand files, folders (every image below, sorted) and `-` (one path a line) into paths, in order.
-
-    A folder without an image is given as an EmptyFolderError in its place, so that it costs no other image its answer.
-    """
-    for argument in arguments:
-        path = Path(argument)
-        if argument == "-":
-            yield from (Path(line.rstrip("\n")) for line in lines if line.strip())
-        elif _is_folder(path):
-            found = sorted(
-                file for file in path.rglob("*") if images.is_image_name(file.relative_to(path)) and file.is_file()
-            )
-            yield from found
-            if not found:
-                yield EmptyFolderError(path)
-        else:
-            yield path
-
-
-class EmptyFolderError(ImageError):
-    """A folder in which no file is named like an image."""
-
-    def __init__(self, path: Path) -> None:
-        looked_for = ", ".join(sorted(images.SUFFIXES))
-        super().__init__(f"{path}: no image in this folder (looked for {looked_for})")
-        self.path = path
-
-
-def printable(path: object) -> str:
-    """Write a name that may hold bytes that are no UTF-8, as file systems allow, with those bytes escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # too long for a name, or no name at all: reading it says so
-        return False

@@ -2,63 +2,177 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from edgecnn.cli.options import backend_type, existing, print_json, say
+from edgecnn.errors import UsageError
 from edgecnn.spec import BackendRef
+
+if TYPE_CHECKING:
+    from edgecnn.predict import Prediction
+    from edgecnn.sources import Found
 
 
 @click.command("predict")
 @click.argument("bundle", type=existing)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|-...")
+@click.argument("images", nargs=-1, metavar="[IMAGE|FOLDER|PATTERN|-]...")
+@click.option(
+    "--watch",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Go on with every image that arrives in this folder or below, until Ctrl-C.",
+)
+@click.option(
+    "--video",
+    metavar="FILE|CAMERA|URL",
+    help="The pictures of a video, of a camera (/dev/video0) or of what FFmpeg reads from an address.",
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=1, show_default=True, help="Of a video, every so many-th picture."
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Of a video, so many pictures in a second of its own time.",
+)
 @click.option(
     "-b",
     "--backend",
     type=backend_type,
-    default="onnxruntime",
-    show_default=True,
-    help="What runs it; without :ARTIFACT the bundle's default.",
+    help="What runs it; without :ARTIFACT the bundle's default.  [default: what `tune` found here, else onnxruntime]",
 )
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Labels to show, likeliest first.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Images a run.")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Threads of the backend.  [default: all that this process may use]"
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Least probability; below it the label is `unknown`.",
+)
+@click.option("--batch", type=click.IntRange(1, 4096), help="Images a run.  [default: what `tune` found here, else 1]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of the backend.  [default: what `tune` found here, else all that this process may use]",
+)
+@click.option(
+    "--decode-threads",
+    type=click.IntRange(0, 256),
+    help="Threads that read and decode ahead; 0 does both as it goes.  [default: all that this process may use, 0 for one file]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line (JSON Lines).")
 def command(
-    bundle: Path, images: tuple[str, ...], backend: BackendRef, top: int, batch: int, threads: int | None, as_json: bool
+    bundle: Path,
+    images: tuple[str, ...],
+    watch: Path | None,
+    video: str | None,
+    every: int,
+    fps: float | None,
+    backend: BackendRef | None,
+    top: int,
+    threshold: float,
+    batch: int | None,
+    threads: int | None,
+    decode_threads: int | None,
+    as_json: bool,
 ) -> None:
     """Predict the labels of images with BUNDLE.
 
-    `-` reads paths from stdin, one a line. A bad image is one line on stderr; the others are still answered, and the
-    exit code is 2 at the end.
+    A folder stands for every image below it, a quoted pattern such as 'day/**/*.jpg' for the files it matches, and `-`
+    for stdin: paths, one a line, or one encoded image, whichever its first bytes say. A bad image is one line on
+    stderr; the others are still answered, and the exit code is 2 at the end. Ctrl-C ends with a summary and 130.
 
     \b
     Examples:
       edgecnn predict bundles/photos one.png folder/
       find /data -name '*.jpg' | edgecnn predict bundles/photos --json -
+      edgecnn predict bundles/photos --watch /srv/incoming --threshold 0.8 --json
+      edgecnn predict bundles/photos --video /dev/video0 --fps 2
     """  # fmt: skip
-    from edgecnn.backends.base import SessionOptions
     from edgecnn.bundle import Bundle
-    from edgecnn.predict import Predictor, find_images
+    from edgecnn.device.profile import chosen
+    from edgecnn.host import usable_threads
+    from edgecnn.predict import Predictor
 
-    bad = answered = 0
-    paths = find_images(images, sys.stdin)
-    with Predictor(Bundle.open(bundle), backend, SessionOptions(threads=threads)) as predictor:
-        for prediction in predictor.predict(paths, batch, top):
-            if prediction.error:
-                bad += 1
-                say(f"edgecnn: {prediction.error}")
-            else:
-                answered += 1
-            if as_json:
-                print_json(prediction, indent=0)
-            elif not prediction.error:
-                guesses = "  ".join(f"{guess.label} {guess.probability:.4f}" for guess in prediction.top)
-                click.echo(f"{prediction.path}\t{guesses}")
+    source = _source(images, watch, video, every, fps)
+    opened = Bundle.open(bundle)
+    choice = chosen(opened, backend, threads)
+    if choice.notice:
+        say(f"edgecnn: {choice.notice}")
+    one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
+    if decode_threads is None:
+        decode_threads = 0 if one else usable_threads()
+    live = bool(watch or video or "-" in images)
+    with Predictor(opened, choice.ref, choice.options) as predictor:
+        _print_all(
+            predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live), as_json
+        )
+
+
+def _source(
+    images: tuple[str, ...], watch: Path | None, video: str | None, every: int, fps: float | None
+) -> Iterable[Found]:
+    """Put together what was asked for; nothing is read yet but the list of a watched folder."""
+    from itertools import chain
+
+    from edgecnn.sources.files import find
+
+    if video is not None:
+        if images or watch:
+            raise UsageError("--video takes the place of IMAGE... and --watch: give one of them")
+        from edgecnn.sources.video import Video
+
+        return Video(video, every, fps)
+    if every != 1 or fps is not None:
+        raise UsageError("--every and --fps choose among the pictures of a --video, and there is none")
+    if watch is not None:
+        from edgecnn.sources.watch import Watch
+
+        arriving = Watch(watch, tell=lambda text: say(f"edgecnn: {text}"))
+        return chain(find(images, _stdin()), arriving)
+    if not images:
+        raise UsageError("nothing to predict: give IMAGE..., --watch or --video (see `edgecnn predict --help`)")
+    return find(images, _stdin())
+
+
+def _stdin() -> Iterator[Found]:
+    from edgecnn.sources import NoImageError
+    from edgecnn.sources.stdin import NAME, Bytes, from_stdin
+
+    if sys.stdin is None:  # a service may have none
+        yield NoImageError(NAME, "there is no stdin here")
+    else:
+        yield from from_stdin(cast(Bytes, sys.stdin.buffer))
+
+
+def _print_all(predictions: Iterable[Prediction], as_json: bool) -> None:
+    """Print every answer as it comes, then what came of all; leave with 2 where one was bad, 130 after Ctrl-C."""
+    answered = bad = 0
+    try:
+        for prediction in predictions:
+            bad, answered = bad + bool(prediction.error), answered + (not prediction.error)
+            _print(prediction, as_json)
+    except KeyboardInterrupt:
+        say(f"edgecnn: interrupted: {answered} images answered, {bad} bad")
+        click.get_current_context().exit(130)
     if bad or not answered:
         say(f"edgecnn: {answered} images answered, {bad} bad" if bad else "edgecnn: no images were given")
         click.get_current_context().exit(2)
+
+
+def _print(prediction: Prediction, as_json: bool) -> None:
+    if prediction.error:
+        say(f"edgecnn: {prediction.error}")
+    if as_json:
+        print_json(prediction, indent=0)
+        sys.stdout.flush()  # whoever reads them acts on them
+    elif not prediction.error:
+        guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
+        unsure = [] if prediction.label == prediction.top[0].label else [str(prediction.label)]
+        click.echo(f"{prediction.path}\t{'  '.join(unsure + guesses)}")
