@@ -307,7 +307,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown artifact": (["predict", "{bundle}", "{image}", "-b", "onnxruntime:int9"], "it has fp32, int8, checkpoint"),
     "unknown backend": (
         ["predict", "{bundle}", "{image}", "-b", "onxruntime"],
-        "known: emulated, onnxruntime, onnxruntime-web, openvino, reference, torch",
+        "known: emulated, onnxruntime, onnxruntime-web, openvino, reference, remote, torch",
     ),
     "half a backend": (["predict", "{bundle}", "{image}", "-b", "onnxruntime:"], "BACKEND[:ARTIFACT][@DEVICE]"),
     "unknown device": (["predict", "{bundle}", "{image}", "-b", "onnxruntime@gpu"], "no device 'gpu'"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.device.box_channel import Channel, Done, RefusalError
-from edgecnn.device.box_store import Store, flush, place, write
+from edgecnn.device.box_store import KEY, RELEASE, Store, flush, place, write
 
 INSTALLED = "edgecnn-installed.json"
 _PROBE = "import importlib.util as u; print(*[n for n in ('edgecnn', 'onnxruntime') if u.find_spec(n) is None])"
@@ -29,7 +29,7 @@ def main() -> None:
     channel = Channel()
     box = Box(channel)
     steps: dict[str, Callable[..., dict[str, Any]]] = {
-        "begin": box.begin, "have": box.have, "put": box.put, "install": box.install,
+        "hold": box.hold, "begin": box.begin, "have": box.have, "put": box.put, "install": box.install,
         "stage": box.stage, "verify": box.verify, "swap": box.swap, "rollback": box.rollback,
     }  # fmt: skip
     while True:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 class Box:
-    """The steps of a deployment; `begin` comes first."""
+    """The steps of a deployment; `hold` comes first."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -62,18 +62,22 @@ class Box:
             raise RefusalError("no folder was named yet")
         return self._store
 
-    def begin(self, folder: str, named: bool, key: str | None) -> dict[str, Any]:
-        """Take hold of the folder and say what is there.
+    def hold(self, folder: str) -> dict[str, Any]:
+        """Take hold of the folder."""
+        self._store = Store(folder)
+        return {"root": str(self._store.root)}
+
+    def begin(self, named: bool, key: str | None) -> dict[str, Any]:
+        """Say what there is to run a bundle with.
 
         Args:
-            folder: where to deploy.
             named: whether the person chose this interpreter, which then runs the bundle too.
             key: of the environment that is to be installed; None where none is.
         """
-        self._store = store = Store(folder)
+        store = self.store
         before = store.release()
         python, venv = sys.executable, None
-        if before is not None and before["venv"] and not named and os.access(before["python"], os.X_OK):
+        if before is not None and not named and os.access(before["python"], os.X_OK):
             python, venv = before["python"], before["venv"]
         installed = False
         if key is None:
@@ -124,15 +128,15 @@ class Box:
         self._probe(str(python))
         return {"python": str(python), "venv": name}
 
-    def stage(self, files: dict[str, str], key: str, python: str, venv: str | None) -> dict[str, Any]:
+    def stage(self, **release: Any) -> dict[str, Any]:
         """Put the release together."""
-        name = self.store.stage(files, key, python, venv)
-        return {"release": name, "bundle": str(self.store.releases / name / "bundle")}
+        return {"release": self.store.stage(**release)}
 
-    def verify(self, python: str, release: str, arguments: list[str]) -> dict[str, Any]:
-        """Run `edgecnn verify` on a release, current or not."""
-        bundle = self.store.releases / release / "bundle"
-        done = self._channel.run([python, "-m", "edgecnn", "verify", str(bundle), "--json", *arguments])
+    def verify(self, python: str, release: str) -> dict[str, Any]:
+        """Run `edgecnn verify` on a release, current or not; one that came with a public key has to be signed by it."""
+        folder = self.store.releases / release
+        key = ["--key", str(folder / KEY)] if (folder / KEY).is_file() else []
+        done = self._channel.run([python, "-m", "edgecnn", "verify", str(folder / "bundle"), "--json", *key])
         return {"code": done.code, "out": done.out, "errors": done.errors}
 
     def swap(self, release: str) -> dict[str, Any]:
@@ -152,7 +156,9 @@ class Box:
         done = self._channel.run([python, "-c", _PROBE])
         if done.code or done.out.strip():
             what = " and ".join(done.out.split()) or f"a Python that starts ({_last(done)})"
-            raise RefusalError(f"{python} has no {what}: `edgecnn deploy --install` puts it there, or name another by --python")
+            raise RefusalError(
+                f"{python} has no {what}: `edgecnn deploy --install` puts it there, or name another by --python"
+            )
 
     def _run(self, what: str, command: list[str]) -> None:
         done = self._channel.run(command)
@@ -172,12 +178,12 @@ def become(channel: Channel, folder: str, python: str | None) -> None:
     root = Path(folder).expanduser().absolute()
     if python is None:
         try:
-            python = json.loads((root / "current" / "release.json").read_bytes())["python"]
+            python = json.loads((root / "current" / RELEASE).read_bytes())["python"]
         except (OSError, ValueError, KeyError):
             python = sys.executable
     if not (Path(python).is_file() and os.access(python, os.X_OK)):
         raise RefusalError(f"{python} is not there any more: `edgecnn deploy --install` makes it anew")
-    channel.answer({"python": python})
+    channel.answer({"python": python, "bundle": str(root / "current" / "bundle")})
     channel.become(python)
 
 

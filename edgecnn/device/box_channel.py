@@ -84,8 +84,9 @@ class Channel:
     def run(self, command: Sequence[str]) -> Done:
         """Run a command to its end, or kill it where the other side goes away meanwhile."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            # Not in the home folder: Python looks for modules where it starts, and `edgecnn` may be a folder there.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd="/", start_new_session=True
             )
             while process.poll() is None:
                 # Nobody sends before the answer is there: what can be read is the end.

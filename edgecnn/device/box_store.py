@@ -3,6 +3,7 @@
     FOLDER/current -> releases/0002-1a2b3c4d      one rename of this link puts everything in place at once
     FOLDER/releases/0002-1a2b3c4d/bundle/         a bundle, as `edgecnn export` wrote it
     FOLDER/releases/0002-1a2b3c4d/venv            a link to the environment that it was verified with, if there is one
+    FOLDER/releases/0002-1a2b3c4d/signer.pub      the key that the bundle has to be signed by, if one was given
     FOLDER/releases/0002-1a2b3c4d/release.json    the release before it, the interpreter, and every file's SHA-256
     FOLDER/venvs/KEY/                             environments, each in the place where it was made, as they cannot be moved
     FOLDER/partial/                               files by their SHA-256, whole, or with `.part` as far as they came
@@ -25,6 +26,7 @@ from typing import Any
 from edgecnn.device.box_channel import RefusalError
 
 RELEASE = "release.json"
+KEY = "signer.pub"
 _CHUNK = 1 << 20
 
 
@@ -90,13 +92,18 @@ class Store:
                 damaged.append(digest)
         return damaged
 
-    def stage(self, files: Mapping[str, str], key: str, python: str, venv: str | None) -> str:
-        """Put a new release together from files that are here, `files` by name with their SHA-256; it is not current yet.
+    def stage(self, files: Mapping[str, str], name: str, python: str, venv: str | None, key: str | None) -> str:
+        """Put a new release together, which is not current yet, and return what it is called.
 
-        What a kept release holds already is linked, not copied. Returns the release's name.
+        Args:
+            files: SHA-256s by name; what a kept release holds already is linked, not copied.
+            name: what it is called behind its number.
+            python: the interpreter that it is verified with.
+            venv: the environment that this belongs to, None where it is the box's own.
+            key: SHA-256 of the public key that the bundle has to be signed by, None for none.
         """
         numbers = [int(one.name.partition("-")[0]) for one in self.releases.iterdir() if one.name[:4].isdigit()]
-        name = f"{max(numbers, default=0) + 1:04d}-{key[:8]}"
+        name = f"{max(numbers, default=0) + 1:04d}-{name}"
         folder = self.releases / name
         for file, digest in files.items():
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
@@ -104,6 +111,8 @@ class Store:
             target = folder / "bundle" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             place(self.found[digest], target)
+        if key is not None:
+            place(self.found[key], folder / KEY)
         if venv is not None:
             (folder / "venv").symlink_to(os.path.relpath(self.venvs / venv, folder))
         before = self.release()

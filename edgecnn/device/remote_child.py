@@ -36,7 +36,7 @@ def main() -> None:
         outputs: Tensors = {}
         try:
             if header["do"] == "find":
-                answer = {"path": _find(Path(header["folder"]).expanduser(), header["sha256"])}
+                answer = {"path": _find(Path(header["bundle"]), header["sha256"])}
             elif header["do"] == "load":
                 session = _load(header, tensors)
                 answer = _signature(session)
@@ -47,9 +47,8 @@ def main() -> None:
         channel.send(pack(answer, outputs))
 
 
-def _find(folder: Path, sha256: str) -> str | None:
+def _find(bundle: Path, sha256: str) -> str | None:
     """Find the model in the bundle that is deployed, by its hash."""
-    bundle = folder / "current" / "bundle"
     for path in bundle.glob("*.onnx"):
         if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return str(path.resolve())
