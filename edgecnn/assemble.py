@@ -17,6 +17,7 @@ from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle, BundleWriter, create_bundle
 from edgecnn.data import Dataset, LabelledImages
+from edgecnn.device.fit import decoders
 from edgecnn.errors import CheckpointError, ExportError, UsageError, VerdictError
 from edgecnn.exporter import Exported, Exporter, ExportRequest, Labelled
 from edgecnn.images import Pixels
@@ -267,7 +268,7 @@ def _manifest(
             test_sha256=config.test_sha256,
             split=config.split,
             seed=int(config.recipe["seed"]),
-            host=msgspec.to_builtins(host.fingerprint()),
+            host={**msgspec.to_builtins(host.fingerprint()), "decoders": decoders()},
             training={
                 "data_options": msgspec.to_builtins(config.data_options),
                 "model": msgspec.to_builtins(config.model),

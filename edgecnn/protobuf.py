@@ -8,7 +8,7 @@ itself allows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _DEPTH = 100  # protobuf's own limit on messages within messages
 _EXTERNAL, _INT8 = 1, 3  # of TensorProto's DataLocation and DataType
@@ -104,28 +104,43 @@ def outside(model: bytes) -> str | None:
 
 
 def largest_int8(model: bytes) -> int | None:
-    """Give the largest magnitude in the model's int8 tensors; None where it has none.
+    """Give the largest magnitude in the model's int8 tensors; None where it has none but zero points.
 
     Raises:
         ValueError: it is no ModelProto.
     """
-    import numpy as np
+    tensors = (list(fields(data)) for kind, data in messages(model) if kind == "tensor")
+    return max((_largest(found) for found in tensors if (2, 0, _INT8) in found), default=0) or None
 
-    largest = None
-    for kind, data in messages(model):
-        if kind != "tensor":
-            continue
-        found = list(fields(data))
-        if (2, 0, _INT8) not in found:
-            continue
-        raw = [
-            np.frombuffer(value, dtype=np.int8)
-            for number, wire, value in found
-            if (number, wire) == (9, 2) and isinstance(value, memoryview)
-        ]
-        values = np.concatenate(raw).astype(np.int16) if raw else np.zeros(0, np.int16)
-        largest = max(largest or 0, int(np.abs(values).max(initial=0)))
+
+def _largest(tensor: list[Field]) -> int:
+    """Give the largest magnitude of an int8 TensorProto, whose values are bytes or a list of numbers."""
+    largest = 0
+    for number, wire, value in tensor:
+        if number == 9 and isinstance(value, memoryview):
+            largest = max(largest, _largest_of(memoryview(value).cast("b")))
+        elif number == 5 and isinstance(value, memoryview):
+            largest = max(largest, _largest_of(_packed(value)))
+        elif (number, wire) == (5, 0) and isinstance(value, int):
+            largest = max(largest, _largest_of([_signed(value)]))
     return largest
+
+
+def _largest_of(values: Sequence[int] | memoryview) -> int:
+    return max(max(values), -min(values)) if len(values) else 0
+
+
+def _packed(data: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        values.append(_signed(value))
+    return values
+
+
+def _signed(value: int) -> int:
+    """Read a varint as the two's complement that a negative number is written in."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _location(tensor: memoryview) -> str | None:

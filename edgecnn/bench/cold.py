@@ -38,13 +38,18 @@ def measure_cold_start(bundle: Path, refs: Sequence[BackendRef], threads: int, r
     stamps: dict[str, list[dict[str, float]]] = {str(ref): [] for ref in refs}
     for number in range(runs + 1):
         for ref in refs:
-            measured = _start(bundle, ref, threads)
+            measured = start_child(bundle, ref, threads)
             if number:
                 stamps[str(ref)].append(measured)
     return {name: _summarise(rows) for name, rows in stamps.items()}
 
 
-def _start(bundle: Path, ref: BackendRef, threads: int) -> dict[str, float]:
+def start_child(bundle: Path, ref: BackendRef, threads: int) -> dict[str, float]:
+    """Start one process that loads, answers once and ends: milliseconds by phase, and `peak_mb`.
+
+    Raises:
+        BackendError: it failed; its last line says why.
+    """
     asked = time.monotonic_ns()
     command = [sys.executable, "-m", "edgecnn.bench.child", str(bundle), str(ref), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -6,31 +6,55 @@ from pathlib import Path
 
 import click
 
-from edgecnn.cli.options import existing, json_option, print_json
+from edgecnn.cli.options import backend_type, existing, json_option, key_option, print_json, say
+from edgecnn.spec import BackendRef
 
 
 @click.command("verify")
 @click.argument("bundle", type=existing)
+@key_option
+@click.option(
+    "-b",
+    "--backend",
+    "backends",
+    type=backend_type,
+    multiple=True,
+    help="What runs it; may be repeated. Without :ARTIFACT every one that it reads.  [default: onnxruntime on the CPU and each usable device]",
+)
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Of timing each artifact.")  # fmt: skip
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON report to this file, too."
+)
 @json_option
-def command(bundle: Path, seconds: float, as_json: bool) -> None:
+def command(
+    bundle: Path, key: Path | None, backends: tuple[BackendRef, ...], seconds: float, report: Path | None, as_json: bool
+) -> None:
     """Verify BUNDLE on the machine it is to run on.
 
-    Every file is hashed, every artifact answers the goldens, and reduced precision is timed against fp32 in turns: what
-    export could not measure for another target is measured here. Needs neither torch nor data. Exit code 3 where an
-    artifact must not be used here.
+    Every file is hashed, and with --key the signature is checked. Runtime, CPU and decoder are compared with those of
+    the export, every artifact answers the goldens, its int8 kernels are counted, saturation is judged for this CPU, and
+    reduced precision is timed against fp32 in turns: what export could not measure for another target is measured here.
+    Needs neither torch nor data. Exit code 3 where an artifact must not be used here, or the signature is not good.
+
+    The JSON report holds every answer: `edgecnn parity --replay` judges it again, or against another machine's.
 
     \b
-    Example:
+    Examples:
       edgecnn verify bundles/photos
+      edgecnn verify bundles/photos --key release.pub.pem --report box.json
+      edgecnn parity --replay workstation.json box.json
     """  # fmt: skip
     from edgecnn.bundle import Bundle
     from edgecnn.device.verify import verify_bundle
     from edgecnn.errors import VerdictError
+    from edgecnn.files import write_atomic
     from edgecnn.parity import Verdict
     from edgecnn.report.verify import verify_text
+    from edgecnn.spec import to_json
 
-    found = verify_bundle(Bundle.open(bundle), seconds)
+    found = verify_bundle(Bundle.open(bundle, key), seconds, backends, say)
+    if report is not None:
+        write_atomic(report, to_json(found))
     if as_json:
         print_json(found)
     else:

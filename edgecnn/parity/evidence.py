@@ -6,6 +6,7 @@ trusted whole is refused whole. The hashes find damage, not forgery: who can rew
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import re
@@ -69,11 +70,16 @@ def write_evidence(path: Path, recording: Recording) -> None:
     Raises:
         DataError: it holds an array that is not of numbers, is too large, or contradicts itself, and so could not be read back.
     """
+    write_atomic(path, pack_evidence(recording, str(path)))
+
+
+def pack_evidence(recording: Recording, where: str) -> bytes:
+    """Give the content of such a file; `where` names it in errors. Raises as `write_evidence` does."""
     members: dict[str, bytes] = {HEAD: to_json(_sayable(recording.head))}
     places: dict[str, str] = {}
     arrays = []
     for record, array in _flatten(recording):
-        data = _npy(array, f"{path}: {record.side or 'the truth'}: {record.name or record.what}")
+        data = _npy(array, f"{where}: {record.side or 'the truth'}: {record.name or record.what}")
         file = places.setdefault(hashlib.sha256(data).hexdigest(), f"{len(places):03d}-{record.file}")
         members[file] = data
         arrays.append(msgspec.structs.replace(record, file=file))
@@ -83,10 +89,10 @@ def write_evidence(path: Path, recording: Recording) -> None:
     members[INDEX] = to_json(Index(schema_version=SCHEMA_VERSION, files=files, arrays=tuple(arrays)))
     data = _zip(members)
     try:
-        parse_evidence(data, str(path))
+        parse_evidence(data, where)
     except DamagedError as error:
         raise DataError(f"{error}: not written, for it could not be read back") from None
-    write_atomic(path, data)
+    return data
 
 
 def read_evidence(path: Path) -> Recording:
@@ -98,7 +104,9 @@ def read_evidence(path: Path) -> Recording:
         SchemaError: it is of an unknown version, or lacks a field.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: is not there; give a file that `edgecnn parity --keep` wrote")
+        raise UsageError(
+            f"{path}: is not there; give a file that `edgecnn parity --keep` or `edgecnn verify --report` wrote"
+        )
     try:
         if path.stat().st_size > _LARGEST:
             raise DamagedError(f"{path}: over {_LARGEST >> 30} GB, which no recording is; do not use it")
@@ -109,7 +117,12 @@ def read_evidence(path: Path) -> Recording:
 
 
 def parse_evidence(data: bytes, where: str) -> Recording:
-    """Read a recording from a file's content; `where` names it in errors. Raises as `read_evidence` does."""
+    """Read a recording from a file's content; `where` names it in errors. Raises as `read_evidence` does.
+
+    The JSON report of `edgecnn verify` carries such a content in base64, and is as good.
+    """
+    if data[:1] == b"{":
+        data = _carried(data, where)
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise DamagedError(f"{where}: no recording of a parity check, or only a part of one; copy it again")
     try:
@@ -125,6 +138,22 @@ def parse_evidence(data: bytes, where: str) -> Recording:
     if problem:
         raise DamagedError(f"{where}: contradicts itself: {problem}; record it again")
     return recording
+
+
+class _Report(msgspec.Struct):
+    """What is wanted of a report that `edgecnn verify` wrote."""
+
+    evidence: str
+
+
+def _carried(data: bytes, where: str) -> bytes:
+    """Take the recording out of a JSON report."""
+    try:
+        return base64.b64decode(msgspec.json.decode(data, type=_Report).evidence, validate=True)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
+        raise DamagedError(
+            f"{where}: is JSON, but no whole report of `edgecnn verify` ({error}); copy it again"
+        ) from None
 
 
 def _sayable(head: RecordingHead) -> RecordingHead:

@@ -13,11 +13,11 @@ import onnx
 from onnx import numpy_helper
 
 from edgecnn.backends.onnxruntime import import_onnxruntime
+from edgecnn.device.fused import INT8_KERNELS
 from edgecnn.errors import QuantizationError
 from edgecnn.quantization.graph import WEIGHTED, layers_of, makers, readers, weights_of
 from edgecnn.spec import Frozen
 
-INT8_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "QLinearConvTranspose", "MatMulIntegerToFloat")
 _SAME_SCALE = 0.02  # by which a bias's scale may differ from the products'; ONNX Runtime 1.32 takes it, but not 0.05
 _FUSABLE = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 
