@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgecnn.registry", "edgecnn.backends", "edgecnn.data", "edgecnn.runs", "edgecnn.nets"),
     (
         "edgecnn.predict",
+        "edgecnn.layouts",
         "edgecnn.sources",
         "edgecnn.decoding",
         "edgecnn.parity",
