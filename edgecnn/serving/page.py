@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from aiohttp import web
+from PIL import Image
 
 from edgecnn.backends.onnxruntime_web import find_package
 from edgecnn.bundle import Bundle
@@ -18,8 +19,6 @@ from edgecnn.predict import artifact_for
 from edgecnn.spec import BackendRef, to_json
 
 FOLDER = Path(__file__).parent / "page"
-# What loads before anybody can type a token; the model's own files, below /bundle/, are not among them.
-PUBLIC = ("/page/", "/ort/")
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -46,10 +45,10 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def routes(bundle: Bundle, ref: BackendRef | None = None) -> list[web.RouteDef]:
-    """List the page's routes; `ref` is what the server itself runs, which the page names and begins with.
+    """List the page's routes; `ref` is what the server itself runs, which the page names.
 
-    Paths: `/`, `/page/NAME`, `/ort/NAME` (all public), `/bundle/manifest.json`, `/bundle/browser.json` and the ONNX
-    files of `browser_artifacts`.
+    Paths: `/`, `/page/NAME` and `/ort/NAME`, which load before anybody can type a token and tell nothing of the bundle;
+    `/bundle/manifest.json`, `/bundle/browser.json` and the ONNX files of `browser_artifacts`, which do.
     """
     ours = {path.name: path for path in FOLDER.iterdir() if path.suffix in KINDS}
     shown = [
@@ -71,6 +70,17 @@ def browser_artifacts(bundle: Bundle) -> tuple[str, ...]:
                         key=lambda name: name != default))  # fmt: skip
 
 
+def resizes_columns_first() -> bool:
+    """Say whether this Pillow may resize along columns first, as 13.0 and newer do where many rows go.
+
+    The numbers between the two passes are rounded, so the order shows; the page does as this Pillow does.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16), dtype=np.uint8)
+    image, bilinear = Image.fromarray(pixels), Image.Resampling.BILINEAR
+    columns_first = image.resize((16, 9), bilinear).resize((9, 9), bilinear)
+    return bool(np.array_equal(image.resize((9, 9), bilinear), columns_first))
+
+
 def is_paper_dark(bundle: Bundle) -> bool:
     """Say whether the goldens' borders are dark: then a drawing has light strokes on a dark ground.
 
@@ -84,17 +94,29 @@ def is_paper_dark(bundle: Bundle) -> bool:
 
 def _for_the_browser(bundle: Bundle, ref: BackendRef | None) -> bytes:
     """Write what the page needs to know beyond the manifest, as JSON."""
-    problem = None
-    try:
-        find_package()
-    except MissingPackageError as error:
-        problem = str(error)
     artifacts = [
         {"name": name, "path": record.path, "sha256": bundle.manifest.files[record.path].sha256}
         for name, record in ((name, bundle.manifest.artifacts[name]) for name in browser_artifacts(bundle))
     ]
     server = None if ref is None else {"backend": str(ref), "artifact": artifact_for(bundle, ref).name}
-    return to_json({"artifacts": artifacts, "server": server, "dark": is_paper_dark(bundle), "problem": problem})
+    return to_json(
+        {
+            "artifacts": artifacts,
+            "server": server,
+            "dark": is_paper_dark(bundle),
+            "columns_first": resizes_columns_first(),
+            "problem": _problem(bundle),
+        }
+    )
+
+
+def _problem(bundle: Bundle) -> str | None:
+    """Say why no browser can run the model, if that is so."""
+    try:
+        find_package()
+    except MissingPackageError as error:
+        return str(error)
+    return None if browser_artifacts(bundle) else "the bundle holds no ONNX file of fp32, and its default is none"
 
 
 def _package_files() -> dict[str, Path]:

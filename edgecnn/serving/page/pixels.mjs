@@ -3,11 +3,12 @@
 const BITS = 22; // of the resize's fixed-point weights: Pillow's src/libImaging/Resample.c, PRECISION_BITS for 8 bits
 
 // Gives the net's input, a Uint8Array (height, width, channels), of RGBA that is not premultiplied.
-export function fit(rgba, width, height, preprocess) {
+// `columnsFirst`: whether the server's Pillow resizes along columns first where many rows go, as it does since 13.0.
+export function fit(rgba, width, height, preprocess, columnsFirst) {
   const bands = preprocess.channels;
   const image = { width, height, bands, data: flatten(rgba, bands, preprocess.background) };
   if (width === preprocess.width && height === preprocess.height) return image.data;
-  return place(image, preprocess).data;
+  return place(image, preprocess, columnsFirst).data;
 }
 
 // Lays transparent pixels over the background and gives RGB, or grey by ITU-R 601.
@@ -39,8 +40,9 @@ function over(value, alpha, ground) {
 }
 
 // images.py's rule 10: stretch, crop or pad.
-function place(image, { width, height, fit: how, background }) {
-  if (how === 'stretch') return resize(image, width, height, [0, 0, image.width, image.height]);
+function place(image, { width, height, fit: how, background }, columnsFirst) {
+  const whole = [0, 0, image.width, image.height];
+  if (how === 'stretch') return resize(image, width, height, whole, columnsFirst);
   const across = width / image.width;
   const down = height / image.height;
   if (how === 'crop') {
@@ -49,13 +51,13 @@ function place(image, { width, height, fit: how, background }) {
     const cutHeight = Math.min(image.height, height / scale);
     const left = (image.width - cutWidth) / 2;
     const top = (image.height - cutHeight) / 2;
-    return resize(image, width, height, [left, top, left + cutWidth, top + cutHeight]);
+    return resize(image, width, height, [left, top, left + cutWidth, top + cutHeight], columnsFirst);
   }
   const scale = Math.min(across, down);
   const inner = [image.width, image.height].map((size) => Math.max(1, roundToEven(size * scale)));
   const { bands } = image;
   const canvas = { width, height, bands, data: new Uint8Array(width * height * bands).fill(background) };
-  paste(canvas, resize(image, ...inner, [0, 0, image.width, image.height]));
+  paste(canvas, resize(image, ...inner, whole, columnsFirst));
   return canvas;
 }
 
@@ -69,17 +71,22 @@ function paste(canvas, image) {
   }
 }
 
-// Bilinear with antialiasing: along rows first, then along columns, each only where it changes something.
-function resize(image, width, height, box) {
+// Bilinear with antialiasing: along rows and along columns, each only where it changes something. The numbers between
+// the two are rounded to 8 bits, so their order shows.
+function resize(image, width, height, box, columnsFirst) {
   const [left, top, right, bottom] = box.map(Math.fround); // Pillow's box is of C floats
-  let done = image;
-  if (width !== done.width || left !== 0 || right !== width) {
-    done = alongRows(done, taps(done.width, left, right, width));
+  const passes = [];
+  if (width !== image.width || left !== 0 || right !== width) {
+    const list = taps(image.width, left, right, width);
+    passes.push((from) => alongRows(from, list));
   }
-  if (height !== done.height || top !== 0 || bottom !== height) {
-    done = alongColumns(done, taps(done.height, top, bottom, height));
+  if (height !== image.height || top !== 0 || bottom !== height) {
+    const list = taps(image.height, top, bottom, height);
+    passes.push((from) => alongColumns(from, list));
   }
-  return done;
+  const gone = image.height - height;
+  if (columnsFirst && gone > 0 && gone > 2 * (image.width - width)) passes.reverse();
+  return passes.reduce((done, pass) => pass(done), image);
 }
 
 // For each place of the result: the first pixel it is made of, and fixed-point weights of that and the next ones.
