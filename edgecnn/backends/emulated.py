@@ -33,6 +33,7 @@ class EmulatedBackend:
 
     name = "emulated"
     formats = ("onnx",)
+    timed = False
     timeout_s = 600.0
 
     def devices(self) -> tuple[str, ...]:

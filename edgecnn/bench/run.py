@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from edgecnn import host
-from edgecnn.backends.base import SessionOptions, open_session
+from edgecnn import host, registry
+from edgecnn.backends.base import SessionOptions, Tensors, open_session
 from edgecnn.bench.cold import ColdStart, measure_cold_start
 from edgecnn.bench.latency import Latency, Ratio, measure_latency, ratio
 from edgecnn.bench.trust import Trust, judge_trust
@@ -16,18 +16,21 @@ from edgecnn.bundle import Bundle
 from edgecnn.errors import UsageError
 from edgecnn.host import Host, Load
 from edgecnn.predict import artifact_for
-from edgecnn.spec import BackendRef, Frozen
+from edgecnn.spec import Artifact, BackendRef, Frozen
+
+UNTIMED = "not measured: on an emulated device time says nothing"
 
 
 class Row(Frozen, frozen=True):
-    """One candidate; `ratio` compares it with the first candidate."""
+    """One candidate; `ratio` compares it with the first that was measured, `reason` says why this one was not."""
 
     backend: str
     artifact: str
     size: int
-    latency: Latency
-    ratio: Ratio
+    latency: Latency | None
+    ratio: Ratio | None
     cold_start: ColdStart | None
+    reason: str | None = None
 
 
 class BenchReport(Frozen, frozen=True):
@@ -43,6 +46,17 @@ class BenchReport(Frozen, frozen=True):
     load_after: Load
     trust: Trust
     rows: tuple[Row, ...]
+
+
+def is_timed(ref: BackendRef) -> bool:
+    """Say whether the time that a backend takes says anything."""
+    return bool(getattr(registry.get(registry.BACKENDS, ref.backend), "timed", True))
+
+
+def golden_feeds(bundle: Bundle, batch: int) -> Tensors:
+    """Make a batch of a bundle's golden pixels, which repeat where they are too few."""
+    pixels = bundle.goldens().pixels
+    return {bundle.manifest.inputs[0].name: np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))}
 
 
 def bench(
@@ -65,27 +79,18 @@ def bench(
         raise UsageError("bench needs different candidates, a batch of at least 1 and no negative thread count")
     threads = threads or host.usable_threads()
     artifacts = {str(ref): artifact_for(bundle, ref) for ref in refs}
-    pixels = bundle.goldens().pixels
-    feeds = {bundle.manifest.inputs[0].name: np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))}
+    timed = [ref for ref in refs if is_timed(ref)]
     machine, busy, before = host.fingerprint(), host.busy_cores(), host.load()
-    with ExitStack() as stack:
-        options = SessionOptions(threads=threads)
-        sessions = {str(ref): stack.enter_context(open_session(ref, artifacts[str(ref)], options)) for ref in refs}
-        latencies = measure_latency(sessions, feeds, seconds)
+    latencies: dict[str, Latency] = {}
+    if timed:
+        with ExitStack() as stack:
+            options = SessionOptions(threads=threads)
+            sessions = {str(ref): stack.enter_context(open_session(ref, artifacts[str(ref)], options)) for ref in timed}
+            latencies = measure_latency(sessions, golden_feeds(bundle, batch), seconds)
     after = host.load()
-    cold = measure_cold_start(bundle.root, refs, threads, cold_runs) if cold_runs else {}
-    first = latencies[str(refs[0])]
-    rows = tuple(
-        Row(
-            backend=name,
-            artifact=artifacts[name].name,
-            size=artifacts[name].path.stat().st_size,
-            latency=latencies[name],
-            ratio=ratio(latencies[name], first),
-            cold_start=cold.get(name),
-        )
-        for name in (str(ref) for ref in refs)
-    )
+    cold = measure_cold_start(bundle.root, timed, threads, cold_runs) if cold_runs and timed else {}
+    first = latencies[str(timed[0])] if timed else None
+    rows = tuple(_row(name, artifacts[name], latencies.get(name), first, cold.get(name)) for name in map(str, refs))
     trust = judge_trust(machine, before, after, latencies.values(), busy)
     return BenchReport(
         bundle=bundle.manifest.name,
@@ -98,4 +103,16 @@ def bench(
         load_after=after,
         trust=trust,
         rows=rows,
+    )
+
+
+def _row(name: str, artifact: Artifact, latency: Latency | None, first: Latency | None, cold: ColdStart | None) -> Row:
+    return Row(
+        backend=name,
+        artifact=artifact.name,
+        size=artifact.path.stat().st_size,
+        latency=latency,
+        ratio=ratio(latency, first) if latency is not None and first is not None else None,
+        cold_start=cold,
+        reason=UNTIMED if latency is None else None,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +27,7 @@ from edgecnn.predict import DEFAULT_BACKEND
 from edgecnn.spec import BackendRef, Frozen, to_json
 
 SCHEMA_VERSION = 1
+_PROFILES = Path("edgecnn") / "profiles"
 LARGEST = 1 << 20  # bytes: no profile is larger
 Purpose = Literal["latency", "throughput"]
 
@@ -180,24 +181,30 @@ def write_profile(profile: Profile) -> Path:
     Raises:
         MissingPackageError: there is no home to put it into.
     """
-    folders = folders_of(os.environ)
-    if not folders:
+    own = own_folder(os.environ)
+    if own is None:
         raise MissingPackageError(
             "no home folder to put the profile into: set XDG_CONFIG_HOME to a folder for settings"
         )
     held_for = hashlib.sha256(to_json(profile.key)).hexdigest()[:16]
-    path = folders[0] / _slug(profile.bundle) / f"{held_for}.json"
+    path = own / _slug(profile.bundle) / f"{held_for}.json"
     write_atomic(path, to_json(profile))
     return path
 
 
-def folders_of(environment: os._Environ[str] | dict[str, str]) -> list[Path]:
-    """List the folders that may hold profiles, the person's own first; a relative path counts as not set."""
-    own = Path(environment.get("XDG_CONFIG_HOME", ""))
-    home = Path(environment.get("HOME", ""))
-    bases = [own if own.is_absolute() else home / ".config" if home.is_absolute() else None]
-    bases += [Path(entry) for entry in (environment.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
-    return [base / "edgecnn" / "profiles" for base in bases if base is not None and base.is_absolute()]
+def own_folder(environment: Mapping[str, str]) -> Path | None:
+    """Name the person's own folder of profiles, None without a home; a relative path counts as not set."""
+    base, home = Path(environment.get("XDG_CONFIG_HOME", "")), Path(environment.get("HOME", ""))
+    if not base.is_absolute() and not home.is_absolute():
+        return None
+    return (base if base.is_absolute() else home / ".config") / _PROFILES
+
+
+def folders_of(environment: Mapping[str, str]) -> list[Path]:
+    """List the folders that may hold profiles, the person's own first."""
+    own = own_folder(environment)
+    bases = map(Path, (environment.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":"))
+    return [*([own] if own else []), *(base / _PROFILES for base in bases if base.is_absolute())]
 
 
 def _files(name: str) -> Iterator[Path]:

@@ -71,14 +71,14 @@ def race(
     running, draw, start = list(runners), random.Random(seed), clock()
     number = looks = 0
     next_look = FIRST_LOOK
-    while len(running) > 1 and number < LONGEST and (clock() - start < seconds or number < FIRST_LOOK):
+    while number < FIRST_LOOK or (len(running) > 1 and number < LONGEST and clock() - start < seconds):
         for runner in draw.sample(running, len(running)):
             runner.times.append(sample(runner.name))
         number += 1
         if number < next_look:
             continue
         looks, next_look = looks + 1, number + max(BLOCK, number // 5)
-        alpha = DELTA / (math.comb(len(runners), 2) * looks * (looks + 1))
+        alpha = DELTA / (max(1, math.comb(len(runners), 2)) * looks * (looks + 1))
         for runner, why in _beaten(running, runners[0], alpha):
             runner.stopped, runner.why = clock() - start, why
             running.remove(runner)

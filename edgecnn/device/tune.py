@@ -3,7 +3,7 @@
 The default stays in every race to its end. Who wins is then measured once more against the default, with sessions loaded afresh
 several times, for two reasons: the fastest of many looks faster than it is, having been picked for its luck; and two sessions
 of the very same settings differ by where their weights happen to lie in memory. So the default also runs against a second
-copy of itself, and the winner has to be better than that copy ever looks.
+copy of itself, and the winner has to be further from it than that copy is.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _races(
 
 
 def is_better(gain: Interval | None, noise: Interval | None) -> bool:
-    """Say whether a winner beats the default beyond noise: by all of its interval, and more than the default's copy may."""
-    return gain is not None and noise is not None and gain.high < min(1.0, noise.low)
+    """Say whether a winner beats the default beyond noise: by all of its interval, and by more than two copies differ."""
+    return gain is not None and noise is not None and gain.high < min(1.0, noise.low, 1 / noise.high)
 
 
 def profile_of(tuning: Tuning) -> Profile:

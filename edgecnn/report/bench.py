@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from edgecnn.bench.latency import Latency, Ratio
 from edgecnn.bench.run import BenchReport, Row
 from edgecnn.report.text import size, table, thousands
 
 
 def bench_text(report: BenchReport) -> str:
     """Write latency and cold start as tables, and under them the conditions and whether to trust them."""
-    first = report.rows[0].backend
-    latency = table(
-        [_latency(row) for row in report.rows],
-        ["candidate", "p50 us", "p90", "p99", "max", "images/s", f"ratio to {first}", "calls", "first us"],
-    )
+    timed = [row for row in report.rows if row.latency is not None]
+    latency = [
+        table(
+            [_latency(row, row.latency, row.ratio) for row in timed if row.latency and row.ratio],
+            ["candidate", "p50 us", "p90", "p99", "max", "images/s", f"ratio to {timed[0].backend}", "calls", "first us"],
+        )
+    ] if timed else []  # fmt: skip
+    latency += [f"{row.backend}: {row.reason}" for row in report.rows if row.latency is None]
     cold = [_cold(row) for row in report.rows if row.cold_start]
     machine, before, after = report.host, report.load_before, report.load_after
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     trust = "trusted" if report.trust.trusted else f"NOT TRUSTED: {'; '.join(report.trust.reasons)}"
     return "\n".join(
         [
-            latency,
+            *latency,
             "",
             *(
                 [table(cold, ["candidate", "file", "cold start ms", "of it imports", "load", "peak MB"]), ""]
@@ -35,15 +39,15 @@ def bench_text(report: BenchReport) -> str:
     )
 
 
-def _latency(row: Row) -> list[str]:
-    times = (row.latency.p50_us, row.latency.p90_us, row.latency.p99_us, row.latency.max_us)
+def _latency(row: Row, latency: Latency, ratio: Ratio) -> list[str]:
+    times = (latency.p50_us, latency.p90_us, latency.p99_us, latency.max_us)
     return [
         row.backend,
         *(f"{value:.1f}" for value in times),
-        thousands(round(row.latency.images_per_second)),
-        f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})",
-        thousands(row.latency.n),
-        f"{row.latency.first_us:.0f}",
+        thousands(round(latency.images_per_second)),
+        f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+        thousands(latency.n),
+        f"{latency.first_us:.0f}",
     ]
 
 
