@@ -40,7 +40,16 @@ SERVER_CODE = ("edgecnn.serving",)
 # table: layers, files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
 # quantization above parity and bench, and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("edgecnn", "edgecnn.errors", "edgecnn.spec", "edgecnn.layers", "edgecnn.files", "edgecnn.host", "edgecnn.protobuf", "edgecnn.ssh"),
+    (
+        "edgecnn",
+        "edgecnn.errors",
+        "edgecnn.spec",
+        "edgecnn.layers",
+        "edgecnn.files",
+        "edgecnn.host",
+        "edgecnn.protobuf",
+        "edgecnn.ssh",
+    ),
     (
         "edgecnn.images",
         "edgecnn.metrics",
@@ -285,6 +294,8 @@ commands = {
     "predict": ["predict", bundle, image, "--json"],
     "parity": ["parity", bundle, "--json"],
     "bench": ["bench", bundle, "--seconds", "0.05", "--cold-runs", "0", "--json"],
+    "soak": ["bench", bundle, "--soak", "1s", "--json"],
+    "tune": ["tune", bundle, "--seconds", "0.5", "--dry-run", "--json"],
     "inspect": ["inspect", bundle, "--json"],
     "inspect onnx": ["inspect", bundle + "/fp32.onnx", "--json"],
     "doctor": ["doctor", "--json"],
@@ -306,7 +317,7 @@ def test_the_box_needs_no_torch(bundle_folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    for name in ("predict", "parity", "bench", "inspect", "inspect onnx", "doctor"):
+    for name in ("predict", "parity", "bench", "soak", "tune", "inspect", "inspect onnx", "doctor"):
         assert results[name][0] == 0, (name, results[name])
         json.loads(results[name][1])
     parity = json.loads(results["parity"][1])

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from edgecnn import host
 from edgecnn.backends.base import CheckedSession, SessionOptions, Tensors, open_session
+from edgecnn.backends.onnxruntime import OnnxRuntimeBackend
 from edgecnn.bundle import Bundle
 from edgecnn.cli import cli
 from edgecnn.device import candidates, timing, trials
@@ -22,7 +23,7 @@ from edgecnn.device.profile import Profile, Settings, chosen, look_up, write_pro
 from edgecnn.device.racing import Interval
 from edgecnn.device.trials import Trials, said
 from edgecnn.device.tune import is_better, profile_of, tune
-from edgecnn.errors import BackendError, UsageError, VerdictError
+from edgecnn.errors import BackendError, DeviceError, UsageError, VerdictError
 from edgecnn.parity.verdict import Verdict
 from edgecnn.report.tune import tune_text
 from edgecnn.spec import BackendRef
@@ -119,6 +120,29 @@ def test_what_is_asked_for_is_all_that_is_tried(bundle: Bundle) -> None:
     assert {ref.artifact for ref in everything if ref.device == "cpu"} == {"fp32", "int8"}
     with pytest.raises(UsageError, match="only onnxruntime"):
         candidates.references(bundle, [BackendRef.parse("torch")])
+
+
+def test_a_device_that_is_listed_and_cannot_be_used_is_named(
+    bundle: Bundle, planted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that the wheel holds and the machine has no hardware for is left out with its reason, and the rest race."""
+    real, load = OnnxRuntimeBackend.devices, OnnxRuntimeBackend.load
+
+    def no_gpu(self: OnnxRuntimeBackend, artifact: Any, device: str, options: SessionOptions) -> Any:
+        if device == "cuda:0":
+            raise DeviceError("asked for CUDA, and there is none")
+        return load(self, artifact, device, options)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "devices", lambda self: (*real(self), "cuda:0"))
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", no_gpu)
+    planted["cost"] = lambda one: cost(one, t1=0.5)
+    found = tune(bundle, seconds=5)
+    assert found.settings is not None
+    assert {name for name, _ in found.unusable} == {"onnxruntime:fp32@cuda:0", "onnxruntime:int8@cuda:0"}
+    assert not [row for row in found.rows if "cuda" in row.said]
+    assert "not usable: onnxruntime:fp32@cuda:0: asked for CUDA" in tune_text(found)
+    with pytest.raises(DeviceError, match="there is none"):
+        tune(bundle, seconds=5, asked=[CUDA])
 
 
 def test_the_planted_fastest_wins_and_is_what_predict_gets(bundle: Bundle, planted: dict[str, Any]) -> None:
