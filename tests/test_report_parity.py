@@ -23,6 +23,7 @@ from edgecnn.parity.judge import Cell, Decoding, ParityReport, judge
 from edgecnn.parity.recording import Recording, SideArrays
 from edgecnn.parity.steadiness import Steadiness
 from edgecnn.parity.verdict import Verdict
+from edgecnn.report import parity_flips
 from edgecnn.report import parity_page as module
 from edgecnn.report.junit import junit_xml
 from edgecnn.report.parity_page import parity_page
@@ -176,7 +177,7 @@ def test_flips_are_shown_with_their_pictures(report: ParityReport) -> None:
 )
 def test_thumbnails_keep_their_proportions(shape: tuple[int, ...], size: tuple[int, int]) -> None:
     """Large pictures are made smaller, small ones larger, to a side of 96 at most."""
-    encoded = module._thumbnail(np.zeros(shape, dtype=np.uint8))
+    encoded = parity_flips._thumbnail(np.zeros(shape, dtype=np.uint8))
     assert encoded is not None
     assert Image.open(io.BytesIO(encoded)).size == size
 
@@ -184,7 +185,7 @@ def test_thumbnails_keep_their_proportions(shape: tuple[int, ...], size: tuple[i
 def test_what_is_no_picture_is_left_out() -> None:
     """Two channels, no pixels or a flat array make no thumbnail and no error."""
     for shape in ((4, 4, 2), (0, 4, 3), (16,)):
-        assert module._thumbnail(np.zeros(shape, dtype=np.uint8)) is None
+        assert parity_flips._thumbnail(np.zeros(shape, dtype=np.uint8)) is None
 
 
 def test_no_more_than_forty_flips_are_shown(report: ParityReport) -> None:

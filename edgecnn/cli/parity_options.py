@@ -1,24 +1,18 @@
-"""What `edgecnn parity` is asked with: options, and from them the subject, the samples and the sides."""
+"""The options of `edgecnn parity`: what is fed, what is let pass, what is written, and which go together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edgecnn.cli.options import Decorated, say
-from edgecnn.cli.quantize_options import input_options, make_input_options
-from edgecnn.spec import BackendRef, Tolerance
-
-if TYPE_CHECKING:
-    from edgecnn.parity.samples import Samples
-    from edgecnn.parity.subject import Subject
+from edgecnn.cli.options import Decorated
+from edgecnn.cli.quantize_options import input_options
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _HERE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_INPUT = ("input_name", "layout", "mean", "std", "scale", "order", "size", "fit")
+INPUT = ("input_name", "layout", "mean", "std", "scale", "order", "size", "fit")
 
 
 def output_options(command: Decorated) -> Decorated:
@@ -38,102 +32,6 @@ def output_options(command: Decorated) -> Decorated:
     return input_options(command)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """All of a check but its tolerance."""
-
-    subject: Subject
-    reference: BackendRef | None
-    candidates: list[BackendRef]
-    samples: Samples
-
-
-def ask(
-    place: Path,
-    reference: BackendRef | None,
-    candidates: tuple[BackendRef, ...],
-    data: str | None,
-    random: int | None,
-    options: dict[str, Any],
-) -> Asked:
-    """Open what is named, and choose what was not.
-
-    Raises:
-        click.UsageError: options that do not go together.
-        EdgecnnError: something named cannot be used.
-    """
-    from edgecnn.parity.subject import is_model
-
-    if data is not None and random is not None:
-        raise click.UsageError("--data and --random are two ways of feeding; give one")
-    if is_model(place):
-        return _ask_model(place, reference, candidates, data, random, options)
-    given = [name for name in _INPUT if options[name] not in (None, "auto")]
-    if given:
-        raise click.UsageError(
-            f"--{given[0].removesuffix('_name')} is for MODEL.onnx; a bundle says itself how images are prepared"
-        )
-    return _ask_bundle(place, reference, candidates, data, random, options["seed"])
-
-
-def _ask_model(
-    place: Path,
-    reference: BackendRef | None,
-    candidates: tuple[BackendRef, ...],
-    data: str | None,
-    random: int | None,
-    options: dict[str, Any],
-) -> Asked:
-    from edgecnn.parity.feeding import model_samples
-    from edgecnn.parity.subject import Subject
-
-    subject = Subject.of_model(place)
-    samples = model_samples(subject, data, random, make_input_options(options), options["seed"])
-    return Asked(subject, reference, list(candidates) or [BackendRef(backend="onnxruntime")], samples)
-
-
-def _ask_bundle(
-    place: Path,
-    reference: BackendRef | None,
-    candidates: tuple[BackendRef, ...],
-    data: str | None,
-    random: int | None,
-    seed: int,
-) -> Asked:
-    from edgecnn.bundle import Bundle
-    from edgecnn.data.of_bundle import find_test_images
-    from edgecnn.parity.compare import bundle_samples, default_refs
-    from edgecnn.parity.samples import mixed_samples
-    from edgecnn.parity.subject import Subject
-
-    bundle = Bundle.open(place)
-    default_reference, default_candidates = default_refs(bundle)
-    reference, chosen = reference or default_reference, list(candidates) or default_candidates
-    if reference is None and (data is not None or random is not None):
-        told = (
-            "--data needs a reference to compare decisions with" if data else "--random needs a reference to agree with"
-        )
-        raise click.UsageError(f"{told}: -r onnxruntime:fp32, or install torch")
-    subject = Subject.of_bundle(bundle)
-    if random is not None:
-        mixed = mixed_samples(bundle.goldens().pixels, random, bundle.manifest.inputs[0].name, seed)
-        return Asked(subject, reference, chosen, mixed)
-    images = None
-    if reference is not None:
-        images, note = find_test_images(bundle.manifest, data)
-        if note:
-            say(f"edgecnn: {note}")
-    return Asked(subject, reference, chosen, bundle_samples(bundle, images))
-
-
-def make_tolerance(base: Tolerance, max_drop: float | None, noise_multiple: float | None) -> Tolerance:
-    """Put in what was given."""
-    import msgspec
-
-    given = {"max_drop": max_drop, "noise_multiple": noise_multiple}
-    return msgspec.structs.replace(base, **{name: value for name, value in given.items() if value is not None})
-
-
 def check_replay(place: Path | None, asked: dict[str, Any]) -> None:
     """Hold the two ways of calling apart: something to run, or a recording.
 
@@ -144,7 +42,7 @@ def check_replay(place: Path | None, asked: dict[str, Any]) -> None:
         if place is None:
             raise click.UsageError("name a BUNDLE or MODEL.onnx, or give --replay FILE")
         return
-    pointless = ("reference", "candidates", "data", "random", "keep", "localize", *_INPUT)
+    pointless = ("reference", "candidates", "data", "random", "keep", "localize", *INPUT)
     given = [name for name in pointless if asked.get(name) not in (None, (), False, "auto")]
     if given:
         name = {"candidates": "candidate", "input_name": "input"}.get(given[0], given[0])

@@ -26,6 +26,8 @@ ROUNDING = 2.0**-24
 SOFTMAX_ERROR = 1e-5
 # Float32's own error on a network is some 1e-7 to 1e-5 of the logits; a unit above this is not noise but a fault.
 LARGEST_NOISE = 1e-4
+# The same of float16, whose rounding is 5e-4: on the nets that were measured its error is 5e-4 to 7e-4 of the logits.
+LARGEST_HALF = 5e-3
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Computation(Frozen, frozen=True):
 
     `distance` is from float64. For float32, `multiple` is the larger of the ratios of root-mean-square and of
     largest error to torch float32's own. For a quantized artifact, `share` is its difference from what it answered
-    where it was exported, over its quantization error there.
+    where it was exported, over its quantization error there. For float16 that nobody recorded, `multiple` is of the error
+    that onnx's evaluator makes in float16.
     """
 
     verdict: Verdict
@@ -129,6 +132,34 @@ def judge_quantized(
         truth="its own recorded answers" if recorded.source == EXPORTED else recorded.source,
         distance=far,
         share=share,
+    )
+
+
+def judge_half(logits: Array, again: Array, truth: Truth, recorded: Recorded, tolerance: Tolerance) -> Computation:
+    """Judge float16 as float32 is judged: by its error in units of that of another float16, `recorded`.
+
+    A backend may compute in float32 between two roundings and onnx's evaluator does not, so that two right ones differ by as
+    much as either errs. `again` are its answers for the samples of `recorded`, `logits` those for the truth's.
+    """
+    far, own, error = (
+        distance(one, other)
+        for one, other in ((truth.float64, logits), (recorded.float64, recorded.logits), (recorded.float64, again))
+    )
+    size = float(np.sqrt(np.square(recorded.float64).mean()))
+    if own.rms > LARGEST_HALF * size:
+        reason = f"{recorded.source} in float16 are off by {own.rms / size:.2g} of the logits' size: there is no unit to judge by"
+        return Computation(
+            verdict=Verdict.NOT_MEASURED, reason=reason, n=len(again), truth=recorded.source, distance=far
+        )
+    multiple = Noise(own.rms, own.max_abs).multiple(error)
+    good = multiple <= tolerance.noise_multiple
+    return Computation(
+        verdict=Verdict.PASS if good else Verdict.FAIL,
+        reason=f"its error against float64 is {multiple:.3g} times that of {recorded.source} in float16; {tolerance.noise_multiple:g} is allowed",
+        n=len(again),
+        truth=truth.origin,
+        distance=far,
+        multiple=multiple,
     )
 
 

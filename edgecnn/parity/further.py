@@ -7,7 +7,7 @@ from edgecnn.bundle import Goldens
 from edgecnn.errors import BackendError, EdgecnnError
 from edgecnn.parity.computation import find_fault
 from edgecnn.parity.planning import GOLDENS
-from edgecnn.parity.recording import SideArrays
+from edgecnn.parity.recording import SPECIFIED, SideArrays
 from edgecnn.parity.running import run_all
 from edgecnn.parity.samples import Indices, Samples
 from edgecnn.parity.side import Side, fault_of
@@ -16,7 +16,6 @@ from edgecnn.parity.subject import Subject
 from edgecnn.parity.truth import Answers, specified
 
 HANDFUL = 32  # samples on which a quantized file is run by onnx's evaluator, which is slow
-SPECIFIED = "the answers of onnx's evaluator"
 
 
 def ask_further(side: Side, subject: Subject, samples: Samples, goldens: Goldens | None, truth: Answers | None) -> None:

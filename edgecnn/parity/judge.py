@@ -11,10 +11,27 @@ import numpy.typing as npt
 from edgecnn.errors import BackendError, DataError
 from edgecnn.host import Host
 from edgecnn.metrics import distance
-from edgecnn.parity.computation import Computation, Recorded, Truth, find_fault, judge_float, judge_quantized
+from edgecnn.parity.computation import (
+    Computation,
+    Recorded,
+    Truth,
+    find_fault,
+    judge_float,
+    judge_half,
+    judge_quantized,
+)
 from edgecnn.parity.decisions import Agreement, Decisions, Flip, agree, judge_decisions, margins_of
 from edgecnn.parity.distributions import is_distribution, logs, recorded_as_logs, truth_as_logs
-from edgecnn.parity.recording import EXPORTED, Array, DecodingRecord, Recording, RecordingHead, SideArrays, SideRecord
+from edgecnn.parity.recording import (
+    EXPORTED,
+    SPECIFIED,
+    Array,
+    DecodingRecord,
+    Recording,
+    RecordingHead,
+    SideArrays,
+    SideRecord,
+)
 from edgecnn.parity.steadiness import Steadiness, judge_again, unit_of
 from edgecnn.parity.verdict import Verdict
 from edgecnn.spec import Frozen, Tolerance
@@ -203,18 +220,29 @@ def _computation(
         reason = f"it answered {len(arrays.on_truth)} of the truth's {len(truth.float64)} samples"
         return Computation(verdict=Verdict.FAIL, reason=reason, n=len(arrays.on_truth), truth=truth.origin)
     if side.quantized:
-        allowed = tolerance.recorded_share_here if side.recorded_here else tolerance.recorded_share
-        if recorded is not None and not distance(recorded.float64, recorded.logits).max_abs:
-            recorded = None  # an error of nothing is no unit
-        if is_distribution(truth.float64):  # most of which is near 0 or 1, whatever the error behind it
-            again = None if arrays.goldens is None else logs(arrays.goldens)
-            return judge_quantized(
-                logs(arrays.on_truth), again, truth_as_logs(truth), recorded_as_logs(recorded), allowed
-            )
-        return judge_quantized(arrays.on_truth, arrays.goldens, truth, recorded, allowed)
+        return _of_quantized(side, arrays.on_truth, arrays.goldens, truth, recorded, tolerance)
     if is_distribution(truth.float64):
         return judge_float(logs(arrays.on_truth), truth_as_logs(truth), tolerance)
     return judge_float(arrays.on_truth, truth, tolerance)
+
+
+def _of_quantized(
+    side: SideRecord,
+    on_truth: Array,
+    again: Array | None,
+    truth: Truth,
+    recorded: Recorded | None,
+    tolerance: Tolerance,
+) -> Computation:
+    if recorded is not None and not distance(recorded.float64, recorded.logits).max_abs:
+        recorded = None  # an error of nothing is no unit
+    if is_distribution(truth.float64):  # most of which is near 0 or 1, whatever the error behind it
+        on_truth, again, truth = logs(on_truth), None if again is None else logs(again), truth_as_logs(truth)
+        recorded = None if recorded is None else recorded_as_logs(recorded)
+    if side.precision == "fp16" and recorded is not None and again is not None and recorded.source == SPECIFIED:
+        return judge_half(on_truth, again, truth, recorded, tolerance)
+    allowed = tolerance.recorded_share_here if side.recorded_here else tolerance.recorded_share
+    return judge_quantized(on_truth, again, truth, recorded, allowed)
 
 
 def _decisions(

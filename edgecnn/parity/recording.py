@@ -20,6 +20,7 @@ SampleKind = Literal["goldens", "data", "feeds", "random"]
 AGAIN = ("repeat", "batch", "threads")
 TORCH_FLOAT32 = "torch float32"
 EXPORTED = "its answers where it was exported"
+SPECIFIED = "the answers of onnx's evaluator"
 
 
 class SideRecord(Frozen, frozen=True):

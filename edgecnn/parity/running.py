@@ -39,7 +39,7 @@ def run_batch(session: CheckedSession, feeds: Mapping[str, Array]) -> Tensors:
     at_once = batch_of(session) or rows
     if rows % at_once:
         raise ContractError(
-            f"it takes exactly {at_once} samples at once, and {rows} are to be run; give one that is free"
+            f"it takes exactly {at_once} samples at once, and {rows} are to be run: give a multiple, or a file whose batch is free"
         )
     if at_once == rows:
         outputs = session.run(feeds)
@@ -74,7 +74,7 @@ def check_rows(outputs: Tensors, count: int) -> None:
     for name, array in outputs.items():
         rows = len(array) if array.ndim else 0
         if rows != count:
-            raise ContractError(f"output {name!r} has {rows} rows for {count} images")
+            raise ContractError(f"output {name!r} has {rows} rows for {count} samples")
 
 
 def pixel_batches(data: Pixels | LabelledImages, size: int) -> Iterator[Pixels]:

@@ -15,6 +15,7 @@ import msgspec
 from edgecnn.backends.base import CheckedSession, open_session
 from edgecnn.bundle import Bundle
 from edgecnn.errors import BackendError, ContractError, UsageError
+from edgecnn.parity.order import sort_nodes
 from edgecnn.predict import artifact_for
 from edgecnn.spec import Artifact, BackendRef, TensorSpec, Tolerance, to_json
 
@@ -66,11 +67,13 @@ class Subject:
         """Take an ONNX file by the inputs and outputs it has: its first float output is the answer.
 
         Raises:
-            UsageError: it is not there, or no output is float.
-            BackendError: it is no ONNX model.
+            UsageError: it is not there, has no input, or no output is float.
+            BackendError: it is no ONNX model, or takes or gives what is no tensor.
         """
         artifact = model_artifact(path)
         inputs, outputs, labels = _signature(artifact)
+        if not inputs:
+            raise UsageError(f"{path}: has no input, so it answers the same whatever it is fed; give one that has")
         floats = [spec.name for spec in outputs if spec.dtype in _FLOATS]
         if not floats:
             raise UsageError(f"{path}: no output is float, so there is nothing to compare backends by")
@@ -144,7 +147,7 @@ def model_artifact(path: Path) -> Artifact:
 
 
 def load_model(artifact: Artifact) -> onnx.ModelProto:
-    """Parse an ONNX file.
+    """Parse an ONNX file; its nodes come in order, whatever it was written with.
 
     Raises:
         BackendError: it is none.
@@ -159,6 +162,7 @@ def load_model(artifact: Artifact) -> onnx.ModelProto:
         raise BackendError(f"{artifact.path}: is no ONNX model ({error}); export or copy it again") from None
     if not model.graph.output:
         raise BackendError(f"{artifact.path}: holds no graph, so it is no whole ONNX model; export or copy it again")
+    sort_nodes(model)
     return model
 
 
@@ -173,7 +177,9 @@ def prepared_model(path: Path, sha256: str) -> onnx.ModelProto:
     from edgecnn.quantization.source import read_source
 
     try:
-        return read_source(path).model
+        model = read_source(path).model
+        sort_nodes(model)
+        return model
     except QuantizationError:
         return load_model(Artifact(name=path.name, format="onnx", path=path, sha256=sha256 or None))
 
@@ -198,6 +204,7 @@ def _precision(data: bytes) -> str:
         return "fp32"
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     kinds |= {one.t.data_type for node in model.graph.node for one in node.attribute if one.HasField("t")}
+    kinds |= {one.i for node in model.graph.node if node.op_type == "Cast" for one in node.attribute}
     reduced = kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     return "fp16" if reduced else "fp32"
 
@@ -213,6 +220,9 @@ def _signature(artifact: Artifact) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
     weights = {tensor.name for tensor in model.graph.initializer}
 
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        if not value.type.HasField("tensor_type"):
+            kind = (value.type.WhichOneof("value") or "something").removesuffix("_type")
+            raise BackendError(f"{artifact.path}: {value.name!r} is a {kind} and no tensor; export it with tensors alone")
         tensor = value.type.tensor_type
         shape = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
         return TensorSpec(name=value.name, shape=shape, dtype=str(tensor_dtype_to_np_dtype(tensor.elem_type)))

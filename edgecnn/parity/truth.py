@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -139,7 +141,8 @@ class _TorchGraph:
         import torch
 
         with torch.inference_mode():
-            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+            typed = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in typed.items()}
             try:
                 found = self._modules[dtype](given, (self._answer,))[self._answer]
             except (RuntimeError, TypeError, IndexError) as error:  # torch's, of shapes it cannot use
@@ -154,11 +157,16 @@ class _Evaluated:
     most = EVALUATED_SAMPLES
 
     def __init__(self, model: onnx.ModelProto, answer: str) -> None:
+        from onnx import TensorProto
         from onnx.reference import ReferenceEvaluator
 
+        floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
         self.origin = "the graph run by onnx's evaluator in float64"
         self._answer = answer
-        self._evaluators = {"float64": ReferenceEvaluator(_widened(model)), "float32": ReferenceEvaluator(model)}
+        self._evaluators = {
+            "float64": ReferenceEvaluator(_widened(model, TensorProto.DOUBLE, floats)),
+            "float32": ReferenceEvaluator(model),
+        }
 
     def answer(self, feeds: Tensors, dtype: str) -> Array:
         """Run it."""
@@ -194,7 +202,10 @@ class _Smooth:
 def _by_torch(artifact: Artifact, answer: str) -> Exact:
     if find_spec("torch") is None:
         raise BackendError("torch is not installed")
-    return _TorchGraph(prepared_model(artifact.path, artifact.sha256 or ""), answer)
+    from onnx import TensorProto
+
+    model = prepared_model(artifact.path, artifact.sha256 or "")
+    return _TorchGraph(_widened(model, TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)), answer)
 
 
 def _by_onnx(artifact: Artifact, answer: str) -> Exact:
@@ -218,28 +229,35 @@ def specified(artifact: Artifact, answer: str, feeds: Iterator[Tensors]) -> Arra
     Raises:
         EdgecnnError: it is not installed or cannot run the model.
     """
-    with open_session(BackendRef(backend="reference"), artifact) as session:
-        return np.concatenate([_rows(session.run(batch)[answer]) for batch in feeds])
+    model = load_model(artifact)
+    with tempfile.TemporaryDirectory(prefix="edgecnn-parity-") as folder:
+        ordered = Path(folder) / "model.onnx"
+        ordered.write_bytes(model.SerializeToString())
+        with open_session(
+            BackendRef(backend="reference"), replace(artifact, path=ordered, sha256=None, size=None)
+        ) as session:
+            return np.concatenate([_rows(session.run(batch)[answer]) for batch in feeds])
 
 
 def _rows(array: Array) -> Array:
     return array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
 
 
-def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph with its float weights, constants and casts in float64."""
+def _widened(model: onnx.ModelProto, to: int, floats: Sequence[int]) -> onnx.ModelProto:
+    """Copy a graph with its weights, constants and casts of the types `floats` as `to` (each a TensorProto.DataType)."""
     import onnx
-    from onnx import TensorProto, numpy_helper
+    from onnx import numpy_helper
+    from onnx.helper import tensor_dtype_to_np_dtype
 
     copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
     attributes = [one for node in copy.graph.node for one in node.attribute]
     tensors = [one.t for one in attributes if one.type == onnx.AttributeProto.TENSOR]
     for tensor in (*copy.graph.initializer, *tensors):
         if tensor.data_type in floats:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+            value = numpy_helper.to_array(tensor).astype(tensor_dtype_to_np_dtype(to))
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     for node in copy.graph.node:
         for one in node.attribute:
             if node.op_type == "Cast" and one.name == "to" and one.i in floats:
-                one.i = TensorProto.DOUBLE
+                one.i = to
     return copy

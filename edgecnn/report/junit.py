@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from edgecnn.host import Host
 from edgecnn.parity.decisions import Flip
 from edgecnn.parity.judge import Cell, ParityReport
 from edgecnn.parity.verdict import Verdict
@@ -84,21 +85,26 @@ def _flip(flip: Flip) -> str:
 
 
 def _properties(report: ParityReport) -> Iterator[tuple[str, str]]:
-    host, tolerance = report.host, report.tolerance
+    tolerance = report.tolerance
     yield from (("verdict", report.verdict.value), ("reference", report.reference), ("samples", report.samples))
     if report.data is not None:
         yield "data", report.data
-    for key in ("system", "machine", "cpu", "python"):
-        yield f"host.{key}", getattr(host, key)
-    yield "host.features", " ".join(host.features)
-    yield "host.usable_threads", str(host.usable_threads)
-    yield from ((f"package.{name}", version) for name, version in host.packages.items())
+    yield from _host(report.host, "")
+    yield from _host(report.reference_host, "reference_") if report.reference_host else ()
     yield from ((f"tolerance.{name}", f"{getattr(tolerance, name):g}") for name in tolerance.__struct_fields__)
     for cell in report.cells:
         if cell.where is not None:
             side = cell.where
             yield f"{cell.candidate}.ran", f"{side.runtime}, {side.device}, threads {side.threads}, {side.precision}"
             yield f"{cell.candidate}.sha256", side.sha256 or "unknown"
+
+
+def _host(host: Host, whose: str) -> Iterator[tuple[str, str]]:
+    for key in ("system", "machine", "cpu", "python"):
+        yield f"{whose}host.{key}", getattr(host, key)
+    yield f"{whose}host.features", " ".join(host.features)
+    yield f"{whose}host.usable_threads", str(host.usable_threads)
+    yield from ((f"{whose}package.{name}", version) for name, version in host.packages.items())
 
 
 def _write(suite: ElementTree.Element, case: _Case) -> None:

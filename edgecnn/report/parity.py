@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgecnn.host import Host
 from edgecnn.parity import ParityReport, Verdict
 from edgecnn.parity.decisions import Flip
 from edgecnn.parity.judge import Cell
@@ -27,9 +28,25 @@ def parity_text(report: ParityReport) -> str:
     lines += [table([_row(cell) for cell in report.cells], _HEADER), _LEGEND]
     lines += [_RANDOM] if report.random else []
     lines += [f"decoding: {report.decoding.reason}"] if report.decoding else []
+    lines += _machines(report.reference_host, report.host) if report.reference_host else []
     for cell in report.cells:
         lines += _reasons(cell)
     return "\n".join([*lines, f"parity: {report.verdict.value}"])
+
+
+def different_packages(first: Host, second: Host) -> dict[str, tuple[str, str]]:
+    """List the packages of which two machines have other versions, or that one of them lacks."""
+    names = sorted({*first.packages, *second.packages})
+    both = {name: (first.packages.get(name, "none"), second.packages.get(name, "none")) for name in names}
+    return {name: versions for name, versions in both.items() if versions[0] != versions[1]}
+
+
+def _machines(first: Host, second: Host) -> list[str]:
+    """Say of two recordings where each was made, and what else they differ in."""
+    told = [f"{which} machine: {host.cpu}, {host.system}, {host.machine}, Python {host.python}" for which, host in (("first", first), ("second", second))]  # fmt: skip
+    packages = different_packages(first, second)
+    listed = ", ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in packages.items())
+    return [*told, f"their packages differ: {listed}" if packages else "their packages are the same"]
 
 
 def _reasons(cell: Cell) -> list[str]:

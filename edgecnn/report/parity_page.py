@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from PIL import Image
-
+from edgecnn.host import Host
 from edgecnn.images import Pixels
-from edgecnn.parity.decisions import Decisions, Flip
+from edgecnn.parity.decisions import Decisions
 from edgecnn.parity.judge import Cell, ParityReport
 from edgecnn.parity.verdict import Verdict
-from edgecnn.report.html import Html, data_uri, note, page, paragraph, picture, section, table, text
+from edgecnn.report.html import Html, note, page, paragraph, picture, section, table, text
+from edgecnn.report.parity_flips import breakable, flips
 from edgecnn.report.text import percent, thousands
 
-_FLIPS = 40  # shown, of a candidate
-_SIDE = 96  # of a thumbnail, in pixels: smaller pictures are enlarged
 _QUESTIONS = ("computation", "decisions", "agreement", "repeat", "batch", "threads")
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.NOT_MEASURED: "–"}
 # Okabe and Ito's colours (2008), which those who are colour-blind tell apart; the word stands beside them all the same.
@@ -76,7 +73,7 @@ def parity_page(
         *_located(localization_png),
         *_decoded(report),
         section("What is let pass", table(_tolerances(report), ["tolerance", "value", "meaning"])),
-        section("Machine", table(_host(report))),
+        _machines(report),
     )
 
 
@@ -107,7 +104,7 @@ def _matrix(report: ParityReport) -> Html:
     asked = [question for question in _QUESTIONS if any(_answer(cell, question) for cell in report.cells)]
     rows = []
     for number, cell in enumerate(report.cells):
-        row: list[object] = [Html(f'<a href="#c{number}">{_breakable(cell.candidate)}</a>')]
+        row: list[object] = [Html(f'<a href="#c{number}">{breakable(cell.candidate)}</a>')]
         row += [_answer_cell(number, cell, question) for question in asked]
         rows.append(row)
     return Html(f'<div class="matrix">{table(rows, ["candidate", *asked])}</div>')
@@ -239,10 +236,10 @@ def _of_candidate(number: int, cell: Cell, pictures: Mapping[int, Pixels], refer
         )
         rows.insert(1, _reason_row(number, "decisions", Verdict.NOT_MEASURED, without))
     return section(
-        Html(f'<span id="c{number}">{_breakable(cell.candidate)}</span>'),
+        Html(f'<span id="c{number}">{breakable(cell.candidate)}</span>'),
         table(rows, ["question", "verdict", "why"]),
         table(_figures(cell, reference)),
-        *_flips(number, cell, pictures),
+        *flips(number, cell, pictures),
     )
 
 
@@ -289,67 +286,6 @@ def _decision_figures(found: Decisions) -> list[tuple[str, object]]:
     ]  # fmt: skip
 
 
-def _flips(number: int, cell: Cell, pictures: Mapping[int, Pixels]) -> list[Html]:
-    """Show the samples on which reference and candidate name different classes."""
-    same, found = cell.agreement, cell.decisions
-    if same is None and found is None:
-        return []
-    flips = same.flips if same is not None else found.flips if found is not None else ()
-    changed, n = (
-        (same.changed, same.n) if same is not None else (found.changed, found.n) if found is not None else (0, 0)
-    )
-    head = Html(f'<h3 id="c{number}-agreement">Changed answers: {thousands(changed)} of {thousands(n)}</h3>')
-    if not changed:
-        return [head, paragraph("Reference and candidate name the same class on every sample.")]
-    lead = paragraph(
-        "The margin is the value of the answer less that of the next best. A change where both margins are small is a coin that "
-        "fell on the other side; one where the reference's is large is a fault."
-    )
-    shown = flips[:_FLIPS]
-    left = changed - len(shown)
-    more = [paragraph(f"And {thousands(left)} more.")] if left > 0 else []
-    figures = "".join(_flip(flip, pictures.get(flip.index)) for flip in shown)
-    return [head, lead, Html(f'<div class="flips">{figures}</div>'), *more]
-
-
-def _flip(flip: Flip, pixels: Pixels | None) -> str:
-    encoded = None if pixels is None else _thumbnail(pixels)
-    shown = (
-        f'<img src="{data_uri(encoded)}" alt="{text(flip.image)}">'
-        if encoded
-        else '<span class="none">no picture</span>'
-    )
-    lines = [
-        f"<b>{_breakable(flip.image)}</b>",
-        *([] if flip.truth is None else [f"is {text(flip.truth)}"]),
-        f"reference: {text(flip.reference)}{_right(flip, flip.reference)}{_margin(flip.reference_margin)}",
-        f"candidate: {text(flip.candidate)}{_right(flip, flip.candidate)}{_margin(flip.candidate_margin)}",
-    ]
-    return f"<figure>{shown}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
-
-
-def _right(flip: Flip, answer: str) -> str:
-    return "" if flip.truth is None else " ✓" if answer == flip.truth else " ✗"
-
-
-def _margin(value: float | None) -> str:
-    return "" if value is None else f", margin {value:.3g}"
-
-
-def _thumbnail(pixels: Pixels) -> bytes | None:
-    """Encode a picture as PNG, small ones enlarged by a whole factor; None where it is no grey or colour picture."""
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
-        return None
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    factor = _SIDE // max(image.size)
-    if factor > 1:
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def _located(png: bytes | None) -> list[Html]:
     if png is None:
         return []
@@ -378,21 +314,25 @@ def _tolerances(report: ParityReport) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _host(report: ParityReport) -> list[tuple[str, str]]:
-    host = report.host
+def _machines(report: ParityReport) -> Html:
+    """Write the machine, or both where two recordings are compared, with a mark where they differ."""
+    second = _host(report.host)
+    if report.reference_host is None:
+        return section("Machine", table(list(second.items())))
+    first = _host(report.reference_host)
     rows = [
-        ("system", f"{host.system}, {host.machine}"),
-        ("CPU", host.cpu),
-        ("CPU features", ", ".join(host.features) or "–"),
-        ("threads", f"{host.usable_threads} usable, {host.cores} cores"),
-        ("Python", host.python),
+        [name, first.get(name, "–"), second.get(name, "–"), "" if first.get(name) == second.get(name) else "≠"]
+        for name in dict.fromkeys((*first, *second))
     ]
-    return [*rows, *host.packages.items()]
+    return section("Machines", table(rows, ["", "first recording", "second recording", ""]))
 
 
-def _breakable(name: str) -> Html:
-    """Let a long name break where a part of it ends."""
-    written = text(name)
-    for end in ("/", ":"):
-        written = Html(written.replace(end, f"{end}<wbr>"))
-    return written
+def _host(host: Host) -> dict[str, str]:
+    return {
+        "system": f"{host.system}, {host.machine}",
+        "CPU": host.cpu,
+        "CPU features": ", ".join(host.features) or "–",
+        "threads": f"{host.usable_threads} usable, {host.cores} cores",
+        "Python": host.python,
+        **host.packages,
+    }
