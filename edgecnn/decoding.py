@@ -134,6 +134,7 @@ class Ahead:
         self._order: SimpleQueue[_Slot] = SimpleQueue()
         self._ended = self._over = False
         self._error: BaseException | None = None
+        images.keep_memory(2 * threads)  # each holds an image as decoded and the same in the model's colours
         for _ in range(threads):
             threading.Thread(target=self._work, daemon=True).start()
 
