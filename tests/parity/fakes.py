@@ -66,13 +66,15 @@ class _Session:
 
 
 class Plugged:
-    """A third party's backend; `opened` lists the options of each session, `calls` every run."""
+    """A third party's backend; `opened` lists the options of each session, `calls` every run. It may refuse to load."""
 
     name = "plugged"
-    formats = ("onnx",)
+    formats = ("onnx", "safetensors")
 
-    def __init__(self, change: Change, outputs: tuple[TensorSpec, ...] | None = None) -> None:
-        self.change, self.outputs = change, outputs
+    def __init__(
+        self, change: Change, outputs: tuple[TensorSpec, ...] | None = None, refusal: Exception | None = None
+    ) -> None:
+        self.change, self.outputs, self.refusal = change, outputs, refusal
         self.calls: list[Call] = []
         self.opened: list[SessionOptions] = []
 
@@ -80,6 +82,8 @@ class Plugged:
         return ("cpu",)
 
     def load(self, artifact: Artifact, device: str, options: SessionOptions) -> _Session:
+        if self.refusal:
+            raise self.refusal
         self.opened.append(options)
         return _Session(OnnxRuntimeBackend().load(artifact, device, options), options, self)
 
@@ -89,9 +93,14 @@ def same(call: Call, outputs: Tensors) -> Tensors:
     return outputs
 
 
-def plug(patch: pytest.MonkeyPatch, change: Change = same, outputs: tuple[TensorSpec, ...] | None = None) -> Plugged:
+def plug(
+    patch: pytest.MonkeyPatch,
+    change: Change = same,
+    outputs: tuple[TensorSpec, ...] | None = None,
+    refusal: Exception | None = None,
+) -> Plugged:
     """Register the backend `plugged`."""
-    real, plugged = registry.get, Plugged(change, outputs)
+    real, plugged = registry.get, Plugged(change, outputs, refusal)
     patch.setattr(registry, "get", lambda group, name: plugged if name == "plugged" else real(group, name))
     return plugged
 

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+from parity import fakes
 from sklearn.metrics import accuracy_score
 
-from edgecnn import host, registry
-from edgecnn.backends.base import Array, CheckedSession, Session, SessionOptions, Tensors
+from edgecnn import host
+from edgecnn.backends.base import Array, CheckedSession, Tensors
 from edgecnn.bundle import Bundle
 from edgecnn.data import LabelledImages
 from edgecnn.data.of_bundle import find_test_images
@@ -27,7 +28,7 @@ from edgecnn.parity import ParityReport, Verdict, compare, default_refs
 from edgecnn.parity.compare import run_all
 from edgecnn.parity.computation import softmax
 from edgecnn.runs import read_run
-from edgecnn.spec import Artifact, BackendRef, TensorSpec, Tolerance, to_json
+from edgecnn.spec import BackendRef, TensorSpec, Tolerance, to_json
 
 TORCH = BackendRef(backend="torch")
 FP32 = BackendRef(backend="onnxruntime", artifact="fp32")
@@ -37,63 +38,19 @@ PLUGGED_INT8 = BackendRef(backend="plugged", artifact="int8")
 Change = Callable[[Pixels, Tensors], Tensors]
 
 
-class _Session:
-    """ONNX Runtime's session with changed answers."""
-
-    device = "cpu"
-
-    def __init__(self, inner: Session, change: Change, outputs: tuple[TensorSpec, ...] | None) -> None:
-        self._inner, self._change = inner, change
-        self.inputs, self.outputs = inner.inputs, outputs or inner.outputs
-
-    def run(self, feeds: Mapping[str, Array]) -> Tensors:
-        return self._change(feeds["image"], self._inner.run(feeds))
-
-    def __enter__(self) -> _Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class _Backend:
-    """A third party's backend, `plugged`, that answers as `change` says or does not load at all."""
-
-    name = "plugged"
-    formats = ("onnx", "safetensors")
-
-    def __init__(self, change: Change, outputs: tuple[TensorSpec, ...] | None, refusal: Exception | None) -> None:
-        self._change, self._outputs, self._refusal = change, outputs, refusal
-
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
-
-    def load(self, artifact: Artifact, device: str, options: SessionOptions) -> _Session:
-        if self._refusal:
-            raise self._refusal
-        inner = registry.get(registry.BACKENDS, "onnxruntime").load(artifact, device, options)
-        return _Session(inner, self._change, self._outputs)
-
-
 Plug = Callable[..., None]
 
 
 @pytest.fixture
 def plug(monkeypatch: pytest.MonkeyPatch) -> Plug:
     """Return a function that registers the backend `plugged`."""
-    real = registry.get
 
     def install(
         change: Change = lambda pixels, outputs: outputs,
         outputs: tuple[TensorSpec, ...] | None = None,
         refusal: Exception | None = None,
     ) -> None:
-        def get(group: str, name: str) -> Any:
-            return _Backend(change, outputs, refusal) if name == "plugged" else real(group, name)
-
-        monkeypatch.setattr(registry, "get", get)
+        fakes.plug(monkeypatch, lambda call, given: change(call.feeds["image"], given), outputs, refusal)
 
     return install
 
