@@ -101,15 +101,17 @@ class Bundle:
     @classmethod
     def _of_folder(cls, path: Path, key: Path | None) -> Bundle:
         file = path / MANIFEST
-        data = _read_own(path, MANIFEST, LARGEST)
+        signed = key is not None
+        data = _read_own(path, MANIFEST, LARGEST, signed)
         if data is None:
+            kind = SignatureError if signed and path.is_dir() else BundleError
             what = "is not there" if not path.exists() else f"holds no {MANIFEST}" if path.is_dir() else "is no bundle"
-            raise BundleError(f"{path}: {what}; give a folder (or its zip) that `edgecnn export` wrote")
+            raise kind(f"{path}: {what}; give a folder (or its zip) that `edgecnn export` wrote")
         if len(data) > LARGEST:
             raise BundleError(f"{file}: over {LARGEST >> 20} MB, which no manifest is")
         signer = None
         if key is not None:  # before anything that the manifest says is believed
-            signer = signing.check(data, _read_own(path, SIGNATURE, signing.LARGEST), key, str(path))
+            signer = signing.check(data, _read_own(path, SIGNATURE, signing.LARGEST, signed), key, str(path))
         return cls(path, parse_manifest(data, str(file)), signer=signer)
 
     @property
@@ -151,7 +153,7 @@ class Bundle:
         for name in self.manifest.files:
             for _ in self._chunks(name):
                 pass
-        _read_own(self.root, SIGNATURE, 0)  # a link in its place is refused
+        _read_own(self.root, SIGNATURE, 0, self.signer is not None)  # a link in its place is refused
         known = {*self.manifest.files, MANIFEST, SIGNATURE}
         extra = [
             name
@@ -325,18 +327,21 @@ def sign_bundle(path: Path, key: Path) -> str:
     return signing.fingerprint(private.public_key())
 
 
-def _read_own(root: Path, name: str, largest: int) -> bytes | None:
+def _read_own(root: Path, name: str, largest: int, signed: bool = False) -> bytes | None:
     """Read a file at a bundle's top, at most one byte more than `largest`; None where there is no such file.
 
     Raises:
-        EscapeError: it is a link out of the bundle.
+        EscapeError: it is a link; a SignatureError where a signature is asked for (`signed`).
+        DamagedError: it cannot be read.
     """
     path = root / name
     try:
         if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):  # noqa: PTH118 -- a cheap join
             if not path.is_file():
                 return None
-            raise EscapeError(f"{path}: is a link, which is not followed; do not use this bundle")
+            raise (SignatureError if signed else EscapeError)(
+                f"{path}: is a link, which is not followed; do not use this bundle"
+            )
         if not stat.S_ISREG(path.stat().st_mode):
             return None
         with path.open("rb") as file:
