@@ -336,8 +336,9 @@ IN_THE_MODEL = [
 ]  # fmt: skip
 IN_INT8 = [
     Fault("stale scale of an activation", ("computation",), SHARE, scale("Gemm", 0, 2.0), artifact="int8", block="^globalaveragepool$"),
-    Fault("stale scale of one dequantizer", ("computation",), SHARE, _stale_dequantizer(1.25), artifact="int8"),
-    Fault("stale scale of one dequantizer, by 5 %", ("computation",), SHARE, _stale_dequantizer(1.05), artifact="int8"),
+    Fault("stale scale of one dequantizer", ("computation",), SHARE, _stale_dequantizer(1.25), artifact="int8", block=HEAD),
+    Fault("stale scale of one dequantizer, by 5 %", ("computation",), SHARE, _stale_dequantizer(1.05), artifact="int8",
+          block=HEAD),
     Fault("scale of one class's weights", ("computation",), SHARE, scale("Gemm", 1, 1.2), artifact="int8", block=HEAD),
     Fault("scale of the head's weights", ("computation",), SHARE, scale("Gemm", 1, 1.05, everywhere=True), artifact="int8", block=HEAD),
     Fault("scale of a convolution's weights", ("computation",), SHARE, scale("Conv", 1, 1.1, everywhere=True), artifact="int8", block=LAST),

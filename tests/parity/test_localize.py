@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 from parity import planted
@@ -14,6 +15,7 @@ from quantization import graphs, small, zoo
 from edgecnn.errors import BackendError, UsageError
 from edgecnn.parity.localize import Localization, OnnxSide, localize
 from edgecnn.parity.localize.cut import open_unfused, open_with
+from edgecnn.quantization.half import to_half
 from edgecnn.quantization.source import read_source
 from edgecnn.spec import BackendRef
 
@@ -269,6 +271,73 @@ def test_few_images_are_enough_and_none_is_an_error() -> None:
         localize(OnnxSide(model), model, {"x": small.images(0)})
     with pytest.raises(UsageError, match="'x'"):
         localize(OnnxSide(model), model, {})
+
+
+def fixed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Copy a model that takes so many images at once, no more and no fewer."""
+    copy = planted.copy(model)
+    for value in (*copy.graph.input, *copy.graph.output):
+        for size in value.type.tensor_type.shape.dim[:1]:
+            size.dim_value = batch
+    return copy
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_candidate_of_fixed_batch_gets_as_many_images_as_it_takes(batch: int) -> None:
+    """A file exported for some images at once is localized against a model that takes any number, and on too few it is an error."""
+    faulty = planted.edited(small.chain(), FLOAT["transposed kernel"][0])
+    found = find(fixed(faulty, batch))
+    assert layer_of(found) == "b"
+    assert found.images == batch
+    with pytest.raises(UsageError, match="needs 17 images"):
+        find(fixed(faulty, 17))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float16_is_judged_by_what_float16_costs(seed: int) -> None:
+    """A net converted to float16 raises no alarm against its float model, and a transposed kernel in it is found."""
+    floats = small.chain(seed)
+    found = find(to_half(floats), seed)
+    assert found.first is None, found.reason
+    assert found.whole_reproduced
+    assert len(found.blocks) > 2
+    wrong = find(planted.edited(to_half(floats), FLOAT["transposed kernel"][0]), seed)
+    assert wrong.first is not None
+    assert "b" in wrong.first.nodes
+    assert "rounding to float16" in wrong.first.why
+    assert wrong.first.blame == "model file"
+
+
+def test_without_a_failed_verdict_the_words_are_others() -> None:
+    """Asked for although nothing failed, it says so, and names the largest difference where none is a fault."""
+    side, feeds = OnnxSide(small.chain()), {"x": small.images()}
+    clean = localize(side, planted.quantized(), feeds, failed=False)
+    worst = max(clean.blocks, key=lambda one: one.multiple or 0.0)
+    assert clean.reason.startswith("no verdict failed, and none of")
+    assert (
+        f"the largest difference is in {worst.name}, {worst.multiple:.3g} times what rounding explains" in clean.reason
+    )
+    wide = planted.edited(planted.quantized(), INT8["stale scale, twice too large"][0])
+    found = localize(side, wide, feeds, failed=False)
+    assert layer_of(found) == "b"
+    assert "no verdict failed, yet b is the first" in found.reason
+    assert "at fault" not in found.reason
+    assert not found.failed
+
+
+def test_what_has_no_blocks_of_its_own_is_refused() -> None:
+    """Operators that round by themselves, and weights that were not loaded, are the user's mistake in one line."""
+    inside = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[n, 3] x) => (float[n, 2] y) <int8[3, 2] w = {1, 2, 3, 4, 5, 6}>
+        { q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z)  f = Cast<to = 1>(i)  y = Mul(f, s) }"""
+    )
+    with pytest.raises(UsageError, match="DynamicQuantizeLinear"):
+        localize(OnnxSide(inside), inside, {"x": np.ones((2, 3), np.float32)})
+    apart = small.chain()
+    apart.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(UsageError, match="load the model with its external data"):
+        find(apart)
 
 
 def test_models_that_do_not_belong_together_are_refused() -> None:

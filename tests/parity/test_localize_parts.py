@@ -14,12 +14,14 @@ from edgecnn.errors import BackendError
 from edgecnn.parity.localize.cut import chain, cut, open_on_cpu
 from edgecnn.parity.localize.exact import Exact
 from edgecnn.parity.localize.fingerprint import fingerprint
+from edgecnn.parity.localize.half import half_noise, holds_half
 from edgecnn.parity.localize.points import Grid, Look, points_of
 from edgecnn.parity.localize.ready import ready
 from edgecnn.parity.localize.result import figures
 from edgecnn.parity.localize.rounding import ideal_step, rounded, rounding_noise, steps_of, unseen, use_of
 from edgecnn.parity.localize.sides import same_layers
 from edgecnn.quantization.fusion import optimised
+from edgecnn.quantization.half import to_half
 
 UINT8 = np.dtype(np.uint8)
 
@@ -57,6 +59,38 @@ def test_float64_knows_quantizers() -> None:
     truth = Exact(small.chain()).run(feeds, ["y"])["y"]
     smooth = Exact(model, smooth=True).run(feeds, ["y"])["y"]
     assert small.error(smooth, truth) < small.error(found["y"], truth)
+
+
+def test_smooth_is_the_graph_without_its_rounding() -> None:
+    """Unrounded, what is written by one scale and read by another comes out as numpy says, and only rounding is left out."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[3, 50] x) => (float[3, 50] y)
+        <float s = {0.03}, uint8 z = {128}, float other = {0.0375}, uint8 at = {126}>
+        { q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, other, at) }"""
+    )
+    x = np.random.default_rng(0).uniform(-3, 3, (3, 50)).astype(np.float32)
+    wanted = (x.astype(np.float64) / np.float32(0.03) + 2) * np.float64(np.float32(0.0375))
+    assert np.abs(Exact(model, smooth=True).run({"x": x}, ["y"])["y"] - wanted).max() < 1e-12
+    whole = Exact(model, smooth=True, inner=True).run({"x": x}, ["y"])["y"]
+    assert np.abs(whole - small.reference(model, {"x": x})[0]).max() < 1e-6
+
+
+def test_what_rounds_by_itself_is_not_called_smooth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding cannot be left out that is an error of one line which names the operator, with torch and without."""
+    import importlib.util
+
+    inside = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (uint8[2, 3] x) => (int32[2, 4] y) <int8[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}>
+        { y = MatMulInteger(x, w) }"""
+    )
+    with pytest.raises(BackendError, match=r"^MatMulInteger cannot.*torch does not evaluate MatMulInteger") as raised:
+        Exact(inside, smooth=True).run({"x": np.ones((2, 3), np.uint8)}, ["y"])
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="torch, which can, is not installed"):
+        Exact(planted.quantized(), smooth=True).run({"x": small.images(2)}, ["y"])
 
 
 def test_float64_without_torch_is_onnx_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +167,20 @@ def test_rounding_costs_a_block_what_was_worked_out(seed: int) -> None:
     assert 0.67 < error / expected < 1.5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_to_half_costs_a_net_what_was_worked_out(seed: int) -> None:
+    """The error expected of float16 weights is that of the converted net, which ONNX Runtime computes in float32."""
+    floats = small.chain(seed)
+    feeds, half = {"x": small.images()}, to_half(floats)
+    truth = Exact(floats).run(feeds, ["y"])["y"]
+    error = np.sqrt(np.mean((graphs.run(half, feeds)["y"] - truth) ** 2))
+    expected, largest = half_noise(half, feeds, "y", truth)
+    assert 0.05 < error / expected < 3
+    assert largest > expected
+    assert holds_half(half)
+    assert not holds_half(floats)
+
+
 def test_ideal_steps_cover_values_and_zero() -> None:
     """The ideal step spreads 255 steps over the values and 0, and rounding to it is off by half of it at most."""
     values = np.linspace(1.0, 3.0, 101)
@@ -146,7 +194,7 @@ def test_ideal_steps_cover_values_and_zero() -> None:
     ("grid", "low", "high", "used", "clipped"),
     [
         (Grid(0.02, 0, UINT8), 0.0, 2.55, 0.5, 0.0),
-        (Grid(0.005, 0, UINT8), 0.0, 2.55, 1.0, 0.5),
+        (Grid(0.005, 0, UINT8), 0.0, 2.55, 2.0, 0.5),
         (Grid(0.01, 0, UINT8), -5.0, 2.55, 1.0, 0.0),
         (Grid(0.01, 0, np.dtype(np.int8)), 0.0, 1.27, 1.0, 0.0),
         (Grid(0.01, 128, UINT8), -0.64, 0.635, 0.5, 0.0),

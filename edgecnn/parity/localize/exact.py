@@ -18,35 +18,54 @@ Array = npt.NDArray[Any]
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
+class _UnknownError(Exception):
+    """A node that torch does not evaluate."""
+
+
+def rounds_to_steps(node: onnx.NodeProto) -> bool:
+    """Say whether an operator rounds to few bits, whatever runs it."""
+    return node.op_type in QUANTIZERS or rounds_within(node)
+
+
+def rounds_within(node: onnx.NodeProto) -> bool:
+    """Say whether an operator rounds to steps of its own, between quantizers that cannot be seen."""
+    return any(word in node.op_type for word in ("QLinear", "Integer", "DynamicQuantize", "QGemm", "QAttention"))
+
+
 class Exact:
     """One graph, evaluated in float64 by torch's operators where all of them are known, else by onnx's own evaluator.
 
-    With `smooth` activations pass their quantizers unrounded; cut off is what lies below a range that begins at 0, where an
-    activation was put into the quantizer, and of the tensors asked for what lies outside theirs. `jitter` then moves every
-    quantized weight by up to half a step, evenly at random, so that the difference is what rounding weights costs.
-    Smooth graphs may be fed floats for quantized inputs.
+    With `smooth` quantizers do not round: a quantized tensor then holds steps in float64, as fractions, and is to be fed so.
+    Cut off is what lies below a range that begins at 0, where an activation was put into the quantizer, and of the tensors
+    asked for what lies outside theirs. `jitter` then moves every quantized weight by up to half a step, evenly at random, so
+    that the difference is what rounding weights costs; and `inner` rounds at the quantizers of tensors not asked for, still
+    without cutting off, so that the difference is what rounding costs there.
     """
 
-    def __init__(self, model: onnx.ModelProto, smooth: bool = False, jitter: int | None = None) -> None:
-        self.model, self.smooth = model, smooth
+    def __init__(
+        self, model: onnx.ModelProto, smooth: bool = False, jitter: int | None = None, inner: bool = False
+    ) -> None:
+        self.model, self.smooth, self.inner = model, smooth, inner
         self._random = None if jitter is None else np.random.default_rng(jitter)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Compute any tensors of the graph; floats come as float64.
 
         Raises:
-            BackendError: neither evaluator can run it.
+            BackendError: neither evaluator can run it, or only onnx's, which rounds, can and it was not to round.
         """
         from importlib.util import find_spec
 
+        unknown = "torch, which can, is not installed"
         if find_spec("torch") is not None:
             try:
                 return self._by_torch(feeds, outputs)
-            except (EdgecnnError, RuntimeError, TypeError):  # an operator, or a use of one, that it does not know
-                pass
-        if self.smooth and any(node.op_type in QUANTIZERS for node in self.model.graph.node):
+            except _UnknownError as error:
+                unknown = f"torch does not evaluate {error}"
+        rounds = sorted({node.op_type for node in self.model.graph.node if rounds_to_steps(node)})
+        if self.smooth and rounds:
             raise BackendError(
-                "a graph with quantizers cannot be evaluated smoothly without torch, or with an operator unknown to it"
+                f"{rounds[0]} cannot be evaluated without rounding, so what int8 has to cost is unknown: {unknown}; leave that operator in float, or compare where torch is"
             )
         return _by_onnx(self.model, feeds, outputs)
 
@@ -55,7 +74,6 @@ class Exact:
         from onnx import numpy_helper
 
         from edgecnn.quantization.graph import weights_of
-        from edgecnn.quantization.operators import read_call, run
 
         values = {name: _tensor(numpy_helper.to_array(weight)) for name, weight in weights_of(self.model).items()}
         constant = set(values)
@@ -64,18 +82,29 @@ class Exact:
         with torch.inference_mode():
             for node in _needed(self.model, outputs):
                 inputs: list[Any] = [values[name] if name else None for name in node.input]
-                if node.op_type in QUANTIZERS and node.domain in ("", "ai.onnx"):
-                    results = [self._quantizer(node, inputs, node.input[0] in constant, node.output[0] in outputs)]
-                    constant |= set(node.output) if node.input[0] in constant else set()
-                elif node.op_type == "Cast" and _to_float(node) and inputs[0].is_floating_point():
-                    results = inputs[:1]  # a cast between floats rounds, which float64 is to be free of
-                elif node.op_type == "Sum":
-                    results = [sum(inputs[1:], inputs[0])]
-                else:
-                    results = run(read_call(node, opset), inputs)
+                try:
+                    results = self._node(node, inputs, opset, constant, outputs)
+                except (EdgecnnError, RuntimeError, TypeError) as error:  # an operator, or a use of one, unknown to it
+                    raise _UnknownError(f"{node.op_type} (node {node.name})") from error
                 for name, result in zip(node.output, results, strict=False):
                     values[name] = result.double() if result.is_floating_point() else result
         return {name: np.array(values[name].numpy()) for name in outputs}
+
+    def _node(
+        self, node: onnx.NodeProto, inputs: list[Any], opset: int, constant: set[str], outputs: Sequence[str]
+    ) -> list[Any]:
+        """Compute one node; what it makes of constants is added to them."""
+        from edgecnn.quantization.operators import read_call, run
+
+        if node.op_type in QUANTIZERS and node.domain in ("", "ai.onnx"):
+            made = self._quantizer(node, inputs, node.input[0] in constant, node.output[0] in outputs)
+            constant |= set(node.output) if node.input[0] in constant else set()
+            return [made]
+        if node.op_type == "Cast" and _to_float(node) and inputs[0].is_floating_point():
+            return inputs[:1]  # a cast between floats rounds, which float64 is to be free of
+        if node.op_type == "Sum":
+            return [sum(inputs[1:], inputs[0])]
+        return run(read_call(node, opset), inputs)
 
     def _quantizer(self, node: onnx.NodeProto, inputs: Sequence[Any], constant: bool, last: bool) -> Any:
         import torch
@@ -85,18 +114,17 @@ class Exact:
         kind = torch.uint8 if zero is None else zero.dtype
         offset = torch.zeros((), dtype=torch.float64) if zero is None else _along(zero.double(), x, node)
         if node.op_type == "DequantizeLinear":
-            if not constant:
-                return x if self.smooth and x.is_floating_point() else (x.double() - offset) * scale
             shift = torch.zeros_like(x, dtype=torch.float64)
-            if self._random is not None and x.dtype in (torch.int8, torch.uint8):
+            if constant and self._random is not None and x.dtype in (torch.int8, torch.uint8):
                 shift = torch.from_numpy(self._random.uniform(-0.5, 0.5, tuple(x.shape)))
             return (x.double() + shift - offset) * scale
         limits = torch.iinfo(kind)
-        if self.smooth:
-            least, most = (limits.min - offset) * scale, (limits.max - offset) * scale
-            x = torch.maximum(x, least) if last or float(least.max()) >= 0 else x
-            return torch.minimum(x, most) if last else x
-        return torch.clamp(torch.round(x / scale) + offset, limits.min, limits.max).to(kind)
+        if not self.smooth:
+            return torch.clamp(torch.round(x / scale) + offset, limits.min, limits.max).to(kind)
+        steps = x / scale + offset
+        steps = torch.round(steps) if self.inner and not last else steps
+        steps = torch.clamp(steps, min=limits.min) if last or float(offset.min()) <= limits.min else steps
+        return torch.clamp(steps, max=limits.max) if last else steps
 
 
 def _along(parameter: Any, x: Any, node: onnx.NodeProto) -> Any:

@@ -13,6 +13,7 @@ from edgecnn.parity.localize.cut import cut
 from edgecnn.parity.localize.exact import Exact
 from edgecnn.parity.localize.points import Look, Point
 from edgecnn.parity.localize.result import root_mean_square
+from edgecnn.parity.localize.rounding import as_fed_steps, as_values
 from edgecnn.parity.localize.sides import Side
 
 Array = npt.NDArray[Any]
@@ -70,9 +71,10 @@ def _by_value(
             known = [one for one in points if one.tensor in truth]
             block = next(one for one in cut(look, [*known, point], shapes) if one.point is point)
             inputs = {name: truth.get(name, feeds.get(name)) for name in block.inputs}
-            given = {name: array for name, array in inputs.items() if array is not None}
+            grids = {one.tensor: one.grid for one in known}
+            given = {name: as_fed_steps(array, grids.get(name)) for name, array in inputs.items() if array is not None}
             try:
-                made = Exact(block.model, smooth=True).run(given, [point.tensor])[point.tensor]
+                made = as_values(Exact(block.model, smooth=True).run(given, [point.tensor])[point.tensor], point)
             except BackendError:
                 continue
             found = _equal(made, pool, block.quantized)

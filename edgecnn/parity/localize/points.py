@@ -51,8 +51,13 @@ class Grid:
         rounded: Array = np.clip(steps, limits.min, limits.max).astype(self.dtype)
         return rounded
 
+    def steps(self, values: Array) -> Floats:
+        """Express values in steps, neither rounded nor cut off."""
+        steps: Floats = values.astype(np.float64) / self.scale + self.zero
+        return steps
+
     def dequantize(self, integers: Array) -> Floats:
-        """Give the values that integers stand for."""
+        """Give the values that integers, or fractions of steps, stand for."""
         values: Floats = (integers.astype(np.float64) - self.zero) * self.scale
         return values
 

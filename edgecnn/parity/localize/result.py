@@ -35,7 +35,7 @@ class BlockDifference(Frozen, frozen=True):
     candidate's tensor. `alone` is its error when it is fed the reference's own values, `accumulated` when it is fed what
     the candidate's blocks before it gave. `expected` is the root mean square that rounding explains: float32's own noise,
     or int8's steps; `multiple` is the error alone in units of it. `used` is the share of its quantizer's range that
-    the reference's values take, `clipped` the share of them outside, and `overrun` the root mean square of what is cut off
+    the reference's values take, above 1 where they go beyond it, `clipped` the share of them outside, and `overrun` the root mean square of what is cut off
     there in units of its rounding, 0 where unseen images may do that; all None in float.
     """
 
@@ -61,7 +61,8 @@ class Localization(Frozen, frozen=True):
 
     `whole` is the error of the candidate's answer, run in one piece; `whole_reproduced` says whether the blocks one after the
     other answer as that does. Where they did not at first, `joined` is how many neighbours were put together until
-    they did. `images` is how many samples were run.
+    they did. `images` is how many samples were run. `failed` says that a verdict on the candidate failed; one was asked for
+    anyway otherwise, and a block at fault is one that differs as rounding does not explain, however little it costs.
     """
 
     candidate: str
@@ -74,6 +75,7 @@ class Localization(Frozen, frozen=True):
     whole_reproduced: bool
     joined: int
     reason: str
+    failed: bool = True
 
 
 def figures(reference: Array, found: Array) -> Figures:

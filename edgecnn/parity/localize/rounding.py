@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.errors import BackendError
 from edgecnn.parity.computation import ROUNDING
 from edgecnn.parity.localize.cut import Block
 from edgecnn.parity.localize.exact import Exact
@@ -19,7 +18,7 @@ from edgecnn.parity.localize.result import root_mean_square
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-OVERSHOOT, FEW_CUT_OFF = 0.4, 0.02  # of a range, and of the values: what images unseen in calibration may go beyond
+OVERSHOOT, FEW_CUT_OFF = 0.25, 0.02  # of a range, and of the values: what images unseen in calibration may go beyond
 FIXED_RANGE = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
 
 
@@ -42,23 +41,24 @@ def rounding_noise(
     """Work out what eight bits have to cost a block, as root mean square: rounding of inputs, weights and output.
 
     `points` are all by name, and `steps` what `steps_of` gives for them; `inputs` and `truth` are the reference's.
+
+    Raises:
+        BackendError: the block cannot be evaluated without rounding.
     """
-    grids = {name: points[name].grid for name in block.inputs if name in points}
+    grids = {name: points[name].grid if name in points else None for name in inputs}
     coarse = {name: _coarse(points[name], value, steps) if name in points else value for name, value in inputs.items()}
-    power = steps.get(block.point.tensor, 0.0) ** 2 / 12
-    output = block.point.tensor
-    try:
-        smooth = Exact(block.model, smooth=True).run(inputs, [output])[output]
-        moved = Exact(block.model, smooth=True, jitter=0).run(inputs, [output])[output]
-        powers = [root_mean_square(Exact(block.model, smooth=True).run(coarse, [output])[output] - smooth) ** 2]
-        powers.append(root_mean_square(moved - smooth) ** 2)
-        if _rounds_inside(block):
-            fed = {name: _integers(value, grids.get(name)) for name, value in inputs.items()}
-            inner = as_values(Exact(block.model).run(fed, [output])[output], block.point)
-            powers.append(root_mean_square(inner - smooth) ** 2)
-        power += sum(one for one in powers if math.isfinite(one))
-    except BackendError:  # then inputs count as they are, as if the block added them up
-        power += sum(steps.get(name, 0.0) ** 2 / 12 for name in block.inputs)
+    fine, power = Exact(block.model, smooth=True), steps.get(block.point.tensor, 0.0) ** 2 / 12
+
+    def made(graph: Exact, values: Arrays) -> Array:
+        fed = {name: as_fed_steps(value, grids[name]) for name, value in values.items()}
+        return as_values(graph.run(fed, [block.point.tensor])[block.point.tensor], block.point)
+
+    smooth = made(fine, inputs)
+    changed = [made(fine, coarse), made(Exact(block.model, smooth=True, jitter=0), inputs)]
+    if _rounds_inside(block):
+        changed.append(made(Exact(block.model, smooth=True, inner=True), inputs))
+    powers = [root_mean_square(one - smooth) ** 2 for one in changed]
+    power += sum(one for one in powers if math.isfinite(one))
     return max(math.sqrt(power), ROUNDING * root_mean_square(truth))
 
 
@@ -99,10 +99,12 @@ def unseen(grid: Grid, values: Array) -> Array:
 
 def overrun_of(grid: Grid, truth: Array, step: float) -> float:
     """Give what a range cuts off as root mean square, in units of what rounding has to cost; 0 where that may be."""
-    if not step or unseen(grid, truth) is not truth:
-        return 0.0
-    least = grid.least if grid.least < 0 else -math.inf
-    return root_mean_square(truth - np.clip(truth, least, grid.most)) / (step / math.sqrt(12))
+    return cost_of_cut(grid, truth, step) if unseen(grid, truth) is truth else 0.0
+
+
+def cost_of_cut(grid: Grid, truth: Array, step: float) -> float:
+    """Give what a range cuts off, whatever the reason, in the same units."""
+    return root_mean_square(truth - _cut(grid, truth)) / (step / math.sqrt(12)) if step else 0.0
 
 
 def as_values(array: Array, point: Point) -> Array:
@@ -111,7 +113,7 @@ def as_values(array: Array, point: Point) -> Array:
 
 
 def use_of(grid: Grid, truth: Array) -> tuple[float, float]:
-    """Give the share of a quantizer's range that values take, and the share of the values that it cuts off.
+    """Give the share of a quantizer's range that values take, above 1 where they go beyond it, and the share cut off.
 
     What is below zero does not count where the range begins there: an activation was put into the quantizer.
     """
@@ -123,7 +125,37 @@ def use_of(grid: Grid, truth: Array) -> tuple[float, float]:
         used = max(most, -low) / grid.most
     slack = grid.scale  # a value within one step of the end is rounded, not cut off
     outside = (truth > grid.most + slack) | ((truth < grid.least - slack) & (grid.least < 0))
-    return min(1.0, used), float(outside.mean())
+    return used, float(outside.mean())
+
+
+def as_fed_steps(values: Array, grid: Grid | None) -> Array:
+    """Express what stands for a tensor as a smooth graph is fed it: in steps where the tensor is quantized."""
+    return values if grid is None else grid.steps(values)
+
+
+def inherited(block: Block, points: Mapping[str, Point], inputs: Arrays) -> Array | None:
+    """Give what a block's output changes by because the ranges of what it reads cut values off; None where they do not.
+
+    Raises:
+        BackendError: the block cannot be evaluated without rounding.
+    """
+    grids = {name: points[name].grid if name in points else None for name in inputs}
+    cut = {name: value if (grid := grids[name]) is None else _cut(grid, value) for name, value in inputs.items()}
+    if all(np.array_equal(cut[name], value) for name, value in inputs.items()):
+        return None
+    made = []
+    for values in (cut, inputs):
+        fed = {name: as_fed_steps(value, grids[name]) for name, value in values.items()}
+        graph = Exact(block.model, smooth=True)
+        made.append(as_values(graph.run(fed, [block.point.tensor])[block.point.tensor], block.point))
+    difference: Array = made[0] - made[1]
+    return difference
+
+
+def _cut(grid: Grid, values: Array) -> Array:
+    """Cut values off where a range ends; not at 0, for there an activation was put into the quantizer."""
+    cut: Array = np.clip(values, grid.least if grid.least < 0 else -math.inf, grid.most)
+    return cut
 
 
 def _coarse(point: Point, values: Array, steps: Mapping[str, float]) -> Array:
@@ -137,7 +169,3 @@ def _rounds_inside(block: Block) -> bool:
         node.op_type == "QuantizeLinear" and node.output[0] != block.point.tensor and node.input[0] not in constant
         for node in block.model.graph.node
     )
-
-
-def _integers(value: Array, grid: Grid | None) -> Array:
-    return value if grid is None else grid.quantize(value)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgecnn.errors import UsageError
 from edgecnn.parity.localize.advice import advise, input_advice
 from edgecnn.parity.localize.cut import Open, open_on_cpu
+from edgecnn.parity.localize.exact import rounds_within
 from edgecnn.parity.localize.match import comparable
 from edgecnn.parity.localize.points import Look, points_of
 from edgecnn.parity.localize.ready import ready
@@ -36,6 +37,7 @@ def localize(
     candidate_feeds: Mapping[str, Array] | None = None,
     tolerance: Tolerance | None = None,
     name: str = "onnxruntime",
+    failed: bool = True,
 ) -> Localization:
     """Find the first block of a model whose output is not what the reference makes of the same inputs.
 
@@ -52,15 +54,18 @@ def localize(
         candidate_feeds: what the candidate's own preprocessing makes of the same images, where that is in question too.
         tolerance: `noise_multiple` is what a float block may be off.
         name: what the report calls the candidate.
+        failed: a verdict on the candidate failed; without one the report does not speak as if something were wrong.
 
     Raises:
-        UsageError: no feeds, or the reference knows none of the model's outputs.
+        UsageError: no feeds, too few of them, a model that is neither float nor QDQ or not whole, or the reference
+            knows none of its outputs.
         BackendError: the model cannot be run.
         QuantizationError: ONNX Runtime does not load it.
     """
     from edgecnn.quantization.fusion import optimised
 
     tolerance = tolerance or Tolerance()
+    _check(candidate)
     model = ready(candidate)
     look = Look(model)
     feeds, own = _few(look, feeds), None if candidate_feeds is None else _few(look, candidate_feeds)
@@ -82,15 +87,32 @@ def localize(
         whole=subject.whole,
         whole_reproduced=subject.reproduced,
         joined=subject.joined,
-        reason=_reason(found, first, subject),
+        reason=_reason(found, first, subject, failed),
+        failed=failed,
     )
 
 
-def _few(look: Look, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Keep a few images from end to end, where the model takes any number.
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what cannot be cut into blocks that mean something by themselves.
 
     Raises:
-        UsageError: an input is missing, or there is no image.
+        UsageError: it rounds inside of operators, or its weights are elsewhere.
+    """
+    inside = next((node for node in model.graph.node if rounds_within(node)), None)
+    if inside is not None:
+        raise UsageError(
+            f"localizing takes float and QDQ models: {inside.op_type} (node {inside.name}) rounds by itself; quantize with QuantizeLinear and DequantizeLinear around the operators (QDQ)"
+        )
+    apart = next((one for one in model.graph.initializer if one.data_location == one.EXTERNAL), None)
+    if apart is not None:
+        raise UsageError(f"weight {apart.name!r} is in a file beside the model; load the model with its external data")
+
+
+def _few(look: Look, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Keep a few images from end to end, or as many of the first as the model insists on.
+
+    Raises:
+        UsageError: an input is missing, or there are no images, or too few.
     """
     missing = [name for name in look.inputs if name not in feeds]
     if missing or not look.inputs:
@@ -99,8 +121,13 @@ def _few(look: Look, feeds: Mapping[str, Array]) -> dict[str, Array]:
     if not count:
         raise UsageError("localizing needs at least one image: nothing was compared")
     sizes = {value.name: value.type.tensor_type.shape.dim for value in look.model.graph.input}
-    fixed = any(sizes[name] and sizes[name][0].HasField("dim_value") for name in look.inputs)
-    if fixed or count <= IMAGES:
+    first = [sizes[name][0] for name in look.inputs if sizes[name]]
+    fixed = next((size.dim_value for size in first if size.dim_value > 0), None)
+    if fixed is not None and count < fixed:
+        raise UsageError(f"localizing needs {fixed} images, which the model takes at once, and got {count}")
+    if fixed is not None:
+        return {name: feeds[name][:fixed] for name in look.inputs}
+    if count <= IMAGES:
         return {name: feeds[name] for name in look.inputs}
     chosen = np.linspace(0, count - 1, IMAGES).astype(np.int64)
     return {name: feeds[name][chosen] for name in look.inputs}
@@ -130,8 +157,19 @@ def _input(feeds: Mapping[str, Array], own: Mapping[str, Array]) -> BlockDiffere
     )
 
 
-def _reason(found: Sequence[BlockDifference], first: BlockDifference | None, subject: Subject) -> str:
+def _reason(found: Sequence[BlockDifference], first: BlockDifference | None, subject: Subject, failed: bool) -> str:
     whole = "" if subject.reproduced else "; but the blocks together do not answer as the model in one piece does"
-    if first is not None:
+    if first is not None and failed:
         return f"{first.name} is the first of {len(found)} blocks at fault: {first.why}{whole}"
-    return f"none of {len(found)} blocks is off by more than rounding explains{whole}"
+    if first is not None:
+        return f"no verdict failed, yet {first.name} is the first of {len(found)} blocks that differ as rounding does not explain: {first.why}{whole}"  # fmt: skip
+    return f"{'' if failed else 'no verdict failed, and '}none of {len(found)} blocks is off by more than rounding explains{_largest(found)}{whole}"  # fmt: skip
+
+
+def _largest(found: Sequence[BlockDifference]) -> str:
+    """Name the block that comes nearest to being at fault."""
+    ranked = [(one.multiple, one.name) for one in found if one.multiple is not None]
+    if not ranked:
+        return ""
+    multiple, name = max(ranked)
+    return f"; the largest difference is in {name}, {multiple:.3g} times what rounding explains"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ import numpy.typing as npt
 from edgecnn.errors import BackendError
 from edgecnn.parity.localize.cut import Block, Open, as_fed, chain, cut, open_unfused, run_block, run_model
 from edgecnn.parity.localize.exact import Exact
+from edgecnn.parity.localize.half import half_noise, holds_half
 from edgecnn.parity.localize.judge import Measured, decide, describe
 from edgecnn.parity.localize.points import Look, Point, without
 from edgecnn.parity.localize.result import BlockDifference, Figures, figures, root_mean_square
-from edgecnn.parity.localize.rounding import as_values, float_noise, rounding_noise, steps_of
+from edgecnn.parity.localize.rounding import as_fed_steps, as_values, float_noise, inherited, rounding_noise, steps_of
+from edgecnn.parity.localize.stale import stale_scale
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -51,7 +54,7 @@ class Subject:
         blocks, values, reproduced, joined = _reproducing(look, points, truth, own, open_model, uncut, noise)
         known = {block.point.tensor: block.point for block in blocks}
         steps = steps_of(points, truth)
-        measured = tuple(_measure(block, known, steps, truth, feeds, values, open_model) for block in blocks)
+        measured = tuple(_measure(look, block, known, steps, truth, feeds, values, open_model) for block in blocks)
         answer = next(point for point in points if point.output)
         return cls(look, measured, figures(truth[answer.tensor], uncut[answer.tensor]), reproduced, joined)
 
@@ -61,9 +64,7 @@ class Subject:
         for one in self.measured:
             above = one.block.point.value in self.look.computed
             described.append(describe(one, above))
-        return decide(
-            described, [one.block.point for one in self.measured], allowed, [one.failure for one in self.measured]
-        )
+        return decide(described, self.measured, allowed)
 
 
 def _reproducing(
@@ -114,10 +115,14 @@ def _same(chained: Array, uncut: Array, truth: Array, noise: float) -> bool:
 
 
 def _whole_noise(look: Look, feeds: Mapping[str, Array]) -> dict[str, float]:
-    """Give float32's own noise on the model's answers."""
+    """Give float32's own noise on the model's answers, and float16's where the model holds that."""
     exact = Exact(look.model).run(feeds, look.outputs)
     plain = run_model(look.model, open_unfused, feeds, "the model without optimisations")
-    return {name: float_noise(exact[name], exact[name], plain[name])[0] for name in look.outputs}
+    found = {name: float_noise(exact[name], exact[name], plain[name])[0] for name in look.outputs}
+    if holds_half(look.model):
+        for name in look.outputs:
+            found[name] = math.hypot(found[name], half_noise(look.model, feeds, name, exact[name])[0])
+    return found
 
 
 def _shapes(
@@ -135,6 +140,7 @@ def _shapes(
 
 
 def _measure(
+    look: Look,
     block: Block,
     points: Mapping[str, Point],
     steps: Mapping[str, float],
@@ -161,11 +167,30 @@ def _measure(
         pass
     alone, plain, exact = (None if one is None else as_values(one, block.point) for one in (alone, plain, exact))
     expected, largest = float_noise(wanted, exact, plain)
+    before, stale = None, ""
     if block.quantized:
         expected = rounding_noise(block, points, steps, given, wanted)
+        before = inherited(block, points, given)
+        smooth = {name: as_fed_steps(array, grids.get(name)) for name, array in given.items()}
+        stale = stale_scale(look, block, smooth, wanted)
+    if holds_half(block.model):
+        half, far = half_noise(block.model, fed, block.point.tensor, wanted)
+        expected, largest = math.hypot(expected, half), largest + far
     chained = as_values(values[block.point.tensor], block.point)
     if alone is not None and alone.shape != wanted.shape:
         failure = f"its output is of shape {alone.shape}, the reference's {wanted.shape}"
     return Measured(
-        block, wanted, alone, exact, plain, chained, expected, largest, steps.get(block.point.tensor, 0.0), fed, failure
+        block=block,
+        truth=wanted,
+        alone=alone,
+        exact=exact,
+        plain=plain,
+        chained=chained,
+        expected=expected,
+        expected_max=largest,
+        step=steps.get(block.point.tensor, 0.0),
+        fed=fed,
+        failure=failure,
+        inherited=before,
+        stale=stale,
     )
