@@ -47,6 +47,8 @@ class Machine:
     def __init__(self, cost: Callable[[float], float], oversleep: float = 0.0) -> None:
         self.now = 0
         self.cost, self.oversleep = cost, oversleep
+        self.share: Callable[[float], float] = lambda now: 1.0
+        self.used = 0.0
         self.began: list[float] = []
         self.listen: Callable[[float], None] = lambda seconds: None
 
@@ -56,12 +58,17 @@ class Machine:
     def perf_counter_ns(self) -> int:
         return self.now
 
+    def process_time(self) -> float:
+        return self.used
+
     def sleep(self, seconds: float) -> None:
         self.now += round((seconds + self.oversleep) * 1e9)
 
     def run(self, feeds: Mapping[str, Array]) -> Tensors:
-        self.began.append(self.now / 1e9)
-        self.now += round(self.cost(self.now / 1e9) * 1000)
+        start = self.now / 1e9
+        self.began.append(start)
+        self.now += round(self.cost(start) * 1000)
+        self.used += self.share(start) * (self.now / 1e9 - start)
         self.listen(self.now / 1e9)
         return {"logits": np.zeros((len(feeds["image"]), 2), dtype=np.float32)}
 
@@ -155,6 +162,14 @@ def test_a_soak_finds_the_machine_slowing_down(on: Callable[[Machine], Machine],
     stalled = soak.soak("x", on(Machine(lambda now: 5000.0 if 30 < now < 32 else 500.0)), FEEDS, 60, tmp_path)
     assert stalled.drift.trend == "steady"
     assert stalled.slowest == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_soak_tells_other_work_from_heat(on: Callable[[Machine], Machine], tmp_path: Path) -> None:
+    """Windows in which the process had half of its processor are counted, and slow ones that had all of it are not."""
+    crowded = Machine(lambda now: 1000.0 if 20 < now <= 40 else 500.0)
+    crowded.share = lambda now: 0.5 if 20 < now <= 40 else 1.0
+    assert soak.soak("x", on(crowded), FEEDS, 60, tmp_path).disturbed in (20, 21)
+    assert soak.soak("x", on(Machine(crowded.cost)), FEEDS, 60, tmp_path).disturbed == 0
 
 
 def test_calls_longer_than_a_window_are_still_measured(on: Callable[[Machine], Machine], tmp_path: Path) -> None:
@@ -395,7 +410,7 @@ def test_durations_are_read(written: str, seconds: float) -> None:
     "arguments",
     [
         ["--soak", "0s"], ["--soak", "soon"], ["--soak", "10s", "--paced", "30"], ["--soak", "10s", "--seconds", "1"],
-        ["--html", "x.html"], ["--paced", "0"], ["--paced", "1", "--seconds", "1"],
+        ["--soak", "10s", "--cold-runs", "1"], ["--html", "x.html"], ["--paced", "0"], ["--paced", "1", "--seconds", "1"],
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(arguments: list[str], bundle_folder: Path) -> None:
@@ -413,6 +428,7 @@ def test_a_soak_from_the_command_line(bundle_folder: Path, tmp_path: Path) -> No
     report = msgspec.json.decode(done.stdout, type=SoakReport)
     assert to_json(report).decode().strip() == done.stdout.strip()
     (one,) = report.soaks
+    assert one.backend == f"onnxruntime:{Bundle.open(bundle_folder).manifest.default_artifact}"
     assert len(one.windows) == 10
     text = soak_text(report)
     assert ("drift: " in text, "throttling: " in text, "energy: " in text) == (True, True, True)

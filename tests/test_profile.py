@@ -69,7 +69,8 @@ def test_a_profile_is_found_used_and_announced(bundle: Bundle) -> None:
     assert found.options == SessionOptions(threads=3, spinning=True, optimization="extended")
     assert found.batch == 16
     assert (
-        found.notice == "tuned for latency on 2026-01-02: onnxruntime:fp32, 3 threads, spinning, optimization extended"
+        found.notice
+        == "tuned for latency on 2026-01-02: onnxruntime:fp32, 3 threads, spinning, optimization extended, batch 16"
     )
 
 

@@ -190,7 +190,7 @@ def test_where_nothing_is_better_the_defaults_are_kept(bundle: Bundle, planted: 
         assert chosen(bundle, None, None).options == SessionOptions()
 
 
-@pytest.mark.parametrize("luck", [0.97, 1.03])
+@pytest.mark.parametrize("luck", [0.95, 1.05])
 def test_a_winner_by_luck_of_loading_is_not_kept(luck: float, bundle: Bundle, planted: dict[str, Any]) -> None:
     """A gain no larger than what two copies of the default differ by, either way, is noise and is not written."""
     planted["cost"] = lambda one: cost(one, extended=0.97)
@@ -382,6 +382,30 @@ def test_a_round_is_the_median_without_the_cold_call(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(timing, "time", long)
     assert timing.time_round(long, {}, settle=False) == pytest.approx(0.5)  # type: ignore[arg-type]
     assert long.calls == 1
+
+
+@pytest.mark.parametrize(("threads", "spinning", "waits"), [(2, True, 1), (2, False, 0), (1, True, 0)])
+def test_a_sample_is_of_one_image_and_waits_for_spinning_threads(
+    threads: int, spinning: bool, waits: int, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate's sample is its round over its batch, fed so many goldens, and ends with a wait where threads spin on."""
+    waited, fed = list[int](), list[int]()
+    monkeypatch.setattr(timing, "wait_for_rest", lambda: waited.append(1))
+    one = Settings(backend=str(FP32), threads=threads, spinning=spinning, optimization="all", batch=4)
+    with open_session(FP32, bundle.artifact("fp32"), one.options) as session:
+        run = session._run
+
+        def slow(feeds: Mapping[str, Any]) -> Tensors:
+            fed.append(len(feeds["image"]))
+            return run(feeds)
+
+        session._run = slow
+        whole = Trials(bundle, print)._sampler(one, session)()
+        monkeypatch.setattr(trials, "time_round", lambda *arguments: 8.0)
+        assert Trials(bundle, print)._sampler(one, session)() == 2.0
+    assert whole > 0
+    assert set(fed) == {4}
+    assert len(waited) == waits
 
 
 def test_no_time_is_refused(bundle: Bundle) -> None:

@@ -90,8 +90,10 @@ def _each(
     machine, busy, before = host.fingerprint(), host.busy_cores(), host.load()
     found = []
     for ref in refs:
-        with open_session(ref, artifact_for(bundle, ref), SessionOptions(threads=threads)) as session:
-            found.append(measure(str(ref), session, feeds))
+        artifact = artifact_for(bundle, ref)
+        named = BackendRef(backend=ref.backend, artifact=artifact.name, device=ref.device)
+        with open_session(named, artifact, SessionOptions(threads=threads)) as session:
+            found.append(measure(str(named), session, feeds))
     conditions = Conditions(
         bundle=bundle.manifest.name,
         batch=batch,

@@ -18,16 +18,21 @@ from edgecnn.spec import Frozen
 
 WINDOWS, SHORTEST = 60, 0.1  # windows in a soak, seconds of one at least
 SHORTEST_SOAK = 1.0
+UNDISTURBED = 0.9  # of the processor time that a window had at best
 LOW_CLOCK = 0.9  # of the highest rate seen: a clock below it has come down
 
 
 class Window(Frozen, frozen=True):
-    """A stretch of the soak: when it began, in seconds, its rate and latencies, and the machine's state at its end."""
+    """A stretch of the soak: when it began, in seconds, its rate and latencies, and the machine's state at its end.
+
+    `cpus` is the processor time that this process had over the time that passed: where it falls, others had it.
+    """
 
     start: float
     images_per_second: float
     p50_us: float
     p99_us: float
+    cpus: float
     celsius: float | None
     mhz: float | None
 
@@ -45,7 +50,11 @@ class Throttling(Frozen, frozen=True):
 
 
 class Soak(Frozen, frozen=True):
-    """One candidate's soak; `slowest` is the slowest window's rate as a share of the median window's."""
+    """One candidate's soak; `slowest` is the slowest window's rate as a share of the median window's.
+
+    `disturbed` counts the windows in which this process had clearly less of the processor than in its best ones: what slowed
+    these down is other work and not heat.
+    """
 
     backend: str
     seconds: float
@@ -53,6 +62,7 @@ class Soak(Frozen, frozen=True):
     windows: tuple[Window, ...]
     drift: Drift
     slowest: float
+    disturbed: int
     throttling: Throttling
     energy: Energy
 
@@ -72,16 +82,18 @@ def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float
     meter, windows, images = EnergyMeter(system), list[Window](), 0
     start = time.perf_counter()
     for number in range(1, int(seconds / width + 0.5) + 1):
-        begun, times = time.perf_counter(), list[int]()
+        begun, used, times = time.perf_counter(), time.process_time(), list[int]()
         while not times or time.perf_counter() < start + number * width:
             asked = time.perf_counter_ns()
             session.run(feeds)
             times.append(time.perf_counter_ns() - asked)
         images += batch * len(times)
-        windows.append(_window(begun - start, time.perf_counter() - begun, times, batch, read_heat(system)))
+        passed, used = time.perf_counter() - begun, time.process_time() - used
+        windows.append(_window(begun - start, passed, used, times, batch, read_heat(system)))
         meter.read()  # the counters begin again, and none of their rounds may be missed
     taken = time.perf_counter() - start
     rates = np.array([window.images_per_second for window in windows])
+    cpus = np.array([window.cpus for window in windows])
     return Soak(
         backend=name,
         seconds=taken,
@@ -89,18 +101,20 @@ def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float
         windows=tuple(windows),
         drift=judge_drift(np.array([window.start for window in windows]), rates),
         slowest=float(rates.min() / np.median(rates)),
+        disturbed=int(np.sum(cpus < UNDISTURBED * np.percentile(cpus, 90))),
         throttling=_throttling(before, read_heat(system), windows, host.load().throttled_periods - periods),
         energy=meter.total(taken, images),
     )
 
 
-def _window(start: float, seconds: float, nanoseconds: list[int], batch: int, heat: Heat) -> Window:
+def _window(start: float, seconds: float, used: float, nanoseconds: list[int], batch: int, heat: Heat) -> Window:
     p50, p99 = np.percentile(np.array(nanoseconds) / 1e3, [50, 99])
     return Window(
         start=start,
         images_per_second=batch * len(nanoseconds) / seconds,
         p50_us=float(p50),
         p99_us=float(p99),
+        cpus=used / seconds,
         celsius=heat.celsius,
         mhz=heat.mhz,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgecnn.cli.options import candidates_option, existing, json_option, print_json
+from edgecnn.cli.options import candidates_option, existing, json_option, print_json, say
 from edgecnn.spec import BackendRef
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -107,6 +107,9 @@ def _check(soak: float | None, paced: float | None, asked: dict[str, Any]) -> No
         raise click.UsageError("--soak runs flat out and --paced waits for frames; give one")
     if soak is not None and asked["seconds"] is not None:
         raise click.UsageError("--seconds would do nothing: --soak says how long")
+    cold = click.get_current_context().get_parameter_source("cold_runs")
+    if (soak is not None or paced is not None) and cold is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--cold-runs would do nothing: --soak and --paced measure a process that runs")
     if soak is None and asked["html"] is not None:
         raise click.UsageError("--html is for --soak, whose rate over time it shows")
 
@@ -134,6 +137,7 @@ def _over_time(
         seconds = 10.0 if asked["seconds"] is None else asked["seconds"]
         frames = bench_paced(bundle, refs, paced or 0.0, seconds, asked["batch"], asked["threads"])
         return frames, paced_text(frames)
+    say(f"edgecnn: {len(refs)} candidate(s), {soak:.0f} s each")
     report = bench_soak(bundle, refs, soak, asked["batch"], asked["threads"])
     if asked["html"] is not None:
         write_atomic(asked["html"], soak_page(report).encode())

@@ -126,15 +126,16 @@ def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None) -> Choic
             plain.ref, plain.options, notice=f"the profile of {day} is for {tuned}, not for {plain.ref}: not used"
         )
     options = msgspec.structs.replace(settings, threads=threads or settings.threads).options
-    return Choice(tuned, options, settings.batch, f"tuned for {found.purpose} on {day}: {describe(tuned, options)}")
+    told = f"tuned for {found.purpose} on {day}: {describe(tuned, options, settings.batch)}"
+    return Choice(tuned, options, settings.batch, told)
 
 
-def describe(ref: BackendRef, options: SessionOptions) -> str:
-    """Write a choice in words."""
+def describe(ref: BackendRef, options: SessionOptions, batch: int = 1) -> str:
+    """Write a choice in words; no two different ones are written alike."""
     count = f"{options.threads} thread{'s' * (options.threads != 1)}" if options.threads else "all threads"
     spinning = ", spinning" if options.spinning else ""
     level = f", optimization {options.optimization}" if options.optimization != SessionOptions().optimization else ""
-    return f"{ref}, {count}{spinning}{level}"
+    return f"{ref}, {count}{spinning}{level}" + (f", batch {batch}" if batch > 1 else "")
 
 
 def look_up(bundle: Bundle) -> Profile | str | None:

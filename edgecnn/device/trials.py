@@ -144,5 +144,4 @@ class Trials:
 
 def said(one: Settings) -> str:
     """Write a candidate in words; no two of different settings are written alike."""
-    batch = f", batch {one.batch}" if one.batch > 1 else ""
-    return describe(BackendRef.parse(one.backend), one.options) + batch
+    return describe(BackendRef.parse(one.backend), one.options, one.batch)

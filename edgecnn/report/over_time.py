@@ -51,6 +51,7 @@ def _soak_lines(one: Soak) -> list[str]:
         f"{one.backend}: {thousands(one.images)} images in {one.seconds:.1f} s, {thousands(round(middle))} a second in the median of "
         f"{len(rates)} windows; slowest window {one.slowest:.0%} of it",
         f"drift: {_TREND[drift.trend]}: {drift.change:+.1%} from first to last window ({drift.low:+.1%} to {drift.high:+.1%})",
+        f"other work: took processor time from {one.disturbed} of {len(rates)} windows",
         f"throttling: {_throttling(one.throttling)}",
         f"energy: {_energy(one.energy)}",
     ]
