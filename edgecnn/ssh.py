@@ -35,7 +35,7 @@ PYTHON = "python3"
 FOLDER = "edgecnn"
 OPTIONS = "EDGECNN_SSH"  # further arguments of ssh, as a shell would read them
 OLDEST = (3, 10)
-START_S, PROMPT_S, WAIT_S = 60.0, 600.0, 120.0
+START_S, PROMPT_S, WAIT_S, END_S = 60.0, 600.0, 120.0, 2.0
 # The login shell there may be any: no quote, newline or exclamation mark that one of them would take for its own.
 _BOOTSTRAP = (
     'import sys;v=sys.version_info[:2];sys.stdout.write("edgecnn-box %d.%d\\n"%v);sys.stdout.flush();'
@@ -350,7 +350,7 @@ def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         if stream is not None:
             stream.close()
     try:
-        process.wait(2)
+        process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn.device.box_channel import Channel, Done, RefusalError
-from edgecnn.device.box_store import KEY, RELEASE, Store, flush, place, write
+from edgecnn.device.box_store import KEY, RELEASE, Store, place
 
 INSTALLED = "edgecnn-installed.json"
 _PROBE = "import importlib.util as u; print(*[n for n in ('edgecnn', 'onnxruntime') if u.find_spec(n) is None])"
@@ -122,8 +122,8 @@ class Box:
             source = [] if index else ["--no-index", "--find-links", str(house)]
             wanted = f"edgecnn{f'[{extras}]' if extras else ''} @ {(house / Path(wheel).name).as_uri()}"
             self._run("pip", [*pip, *source, wanted])
-            write(folder / INSTALLED, json.dumps({"key": key, "extras": extras}).encode())
-            flush(store.venvs)
+            os.sync()
+            (folder / INSTALLED).write_text(json.dumps({"key": key, "extras": extras}))
             shutil.rmtree(house, ignore_errors=True)
         self._probe(str(python))
         return {"python": str(python), "venv": name}

@@ -18,7 +18,7 @@ import msgspec
 from edgecnn.bundle import Bundle
 from edgecnn.device.box_store import sha256_of
 from edgecnn.device.wheel import pack_wheel
-from edgecnn.errors import DeviceError, UsageError
+from edgecnn.errors import DeviceError, UsageError, VerdictError
 from edgecnn.manifest import MANIFEST
 from edgecnn.spec import Frozen
 from edgecnn.ssh import Connection, Destination, sources
@@ -107,6 +107,7 @@ def deploy(
 
     Raises:
         BundleError: the bundle is damaged here.
+        VerdictError: the bundle is not signed as it has to be, there.
         DeviceError: the box cannot be reached, has no room, no Python or no edgecnn, or the connection was lost. Only one
             that is lost during the rename itself leaves open whether the new bundle is in place; it is whole then.
     """
@@ -254,6 +255,8 @@ class _Deployment:
             report = msgspec.json.decode(done["out"], type=dict[str, Any]) if done["code"] in (0, REFUSED) else None
         except msgspec.MsgspecError:
             report = None
+        if report is None and done["code"] == REFUSED:  # a signature that is not good there, for example
+            raise VerdictError(f"{self.destination}: not put in place: {last}")
         if report is None:
             raise DeviceError(f"{self.destination}: `edgecnn verify` did not come to a verdict there: {last[:300]}")
         return report, last if done["code"] == REFUSED else None
