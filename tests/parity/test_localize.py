@@ -340,6 +340,26 @@ def test_what_has_no_blocks_of_its_own_is_refused() -> None:
         find(apart)
 
 
+def test_shapes_left_from_before_an_edit_do_not_matter() -> None:
+    """A class that was cut off of the last layer is found there, though the file still notes the shape it had."""
+    model = small.chain()
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_empty_tensor_value_info("y"))
+    model.graph.value_info.append(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4]))
+    fewer = planted.copy(model)
+    for name in ("g.weight", "g.bias"):
+        _drop_last(fewer, name)
+    found = find(fewer)
+    assert layer_of(found) == "g"
+    assert found.first is not None
+    assert "(16, 3)" in found.first.why
+
+
+def _drop_last(model: onnx.ModelProto, name: str) -> None:
+    tensor = next(one for one in model.graph.initializer if one.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:-1].copy(), name))
+
+
 def test_models_that_do_not_belong_together_are_refused() -> None:
     """A reference without the candidate's outputs is an error, not a verdict."""
     other = graphs.graph([graphs.node("Relu", "x", "r"), graphs.node("Tanh", "x", "t")], (3, 8, 8), "r t")

@@ -93,6 +93,17 @@ def test_a_halved_scale_is_found_in_the_block_that_writes(name: str, tmp_path: P
     assert wrong == list(COVERED.get(name, ()))
 
 
+@pytest.mark.parametrize(("tensor", "block"), [("ar", "a"), ("cr", "c"), ("mean", "globalaveragepool")])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_range_cuts_off_is_not_blamed_on_who_reads_it(tensor: str, block: str, seed: int) -> None:
+    """Of a halved range only the block that writes is at fault, though the error shows in the one that reads as well."""
+    faulty = rescaled(planted.quantized(seed), 0.5, 0.5, tensor)
+    found = localize(OnnxSide(small.chain(seed)), faulty, {"x": small.images()})
+    assert [one.name for one in found.blocks if one.culprit] == [block]
+    place = [one.name for one in found.blocks].index(block)
+    assert (found.blocks[place + 1].multiple or 0.0) > 3
+
+
 def test_a_stale_scale_is_said_with_its_factor() -> None:
     """The reason names both nodes and how much larger the one scale is, and the file is blamed, not the kernel."""
     model = planted.quantized()

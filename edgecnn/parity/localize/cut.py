@@ -195,10 +195,22 @@ def _value(name: str, kinds: Mapping[str, int], shapes: Shapes) -> onnx.ValueInf
 
 
 def _types(look: Look) -> dict[str, int]:
-    """Give the element types of the graph's tensors, as far as they can be inferred."""
+    """Give the element types of the graph's tensors, as far as they can be inferred.
+
+    Raises:
+        BackendError: operators and stated shapes contradict each other.
+    """
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(look.model).graph
+    model: onnx.ModelProto = onnx.ModelProto.FromString(look.model.SerializeToString())
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError:  # shapes noted on the way are not binding, and may be left from before
+        del model.graph.value_info[:]
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model).graph
+        except onnx.shape_inference.InferenceError as error:
+            raise BackendError(f"the model's shapes contradict each other: {' '.join(str(error).split())}") from error
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     kinds = {value.name: value.type.tensor_type.elem_type for value in values if value.type.tensor_type.elem_type}
     for name, node in look.makers.items():

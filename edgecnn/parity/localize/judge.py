@@ -102,9 +102,11 @@ def decide(found: Sequence[BlockDifference], measured: Sequence[Measured], allow
     """Say of each block whether it is at fault, and why."""
     reasons = [_reason(place, found, measured, allowed) for place in range(len(found))]
     for place, one in enumerate(measured):
-        if reasons[place] and not one.stale and not one.failure and _is_inherited(found[place], one, allowed):
+        before = _cut_before(place, measured)
+        doubted = reasons[place] and before and not one.stale and not one.failure
+        if doubted and _is_inherited(found[place], one, allowed):
             said = f"what its quantizer's range cuts off makes the error of {found[place].name}, which reads it, {found[place].multiple:.3g} times what rounding has to cost"  # fmt: skip
-            for at in _cut_before(place, measured):
+            for at in before:
                 reasons[at] = reasons[at] or said
             reasons[place] = _by_its_range(place, found, measured)
     return [_decided(one, why) for one, why in zip(found, reasons, strict=True)]
@@ -151,14 +153,14 @@ def _is_inherited(one: BlockDifference, measured: Measured, allowed: float) -> b
 
 
 def _cut_before(place: int, measured: Sequence[Measured]) -> list[int]:
-    """List the blocks whose output a block reads, and whose range cuts off."""
+    """List the blocks whose output a block reads, and whose range cuts off what costs as much as rounding at least."""
     inputs = set(measured[place].block.inputs)
     return [
         at
         for at, one in enumerate(measured)
         if one.block.point.tensor in inputs
         and one.block.point.grid is not None
-        and cost_of_cut(one.block.point.grid, one.truth, one.step) > 0
+        and cost_of_cut(one.block.point.grid, one.truth, one.step) >= 1
     ]
 
 
