@@ -59,7 +59,8 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
         metadata = {name.split(".dist-info/")[1] for name in archive.namelist() if ".dist-info/" in name}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "edgecnn").rglob("*.py")}
     sources |= {path.relative_to(ROOT / "exporters").as_posix() for path in (ROOT / "exporters").rglob("*.py")}
-    web = {path.relative_to(ROOT).as_posix() for path in (ROOT / "edgecnn/backends/web").iterdir() if path.is_file()}
+    folders = (ROOT / "edgecnn/backends/web", ROOT / "edgecnn/serving/page")
+    web = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.iterdir() if path.is_file()}
     assert names == sources | web | {"edgecnn/py.typed", "edgecnn_exporters/py.typed"}
     assert {"METADATA", "RECORD", "entry_points.txt", "licenses/LICENSE"} <= metadata
 

@@ -98,7 +98,10 @@ def _for_the_browser(bundle: Bundle, ref: BackendRef | None) -> bytes:
         {"name": name, "path": record.path, "sha256": bundle.manifest.files[record.path].sha256}
         for name, record in ((name, bundle.manifest.artifacts[name]) for name in browser_artifacts(bundle))
     ]
-    server = None if ref is None else {"backend": str(ref), "artifact": artifact_for(bundle, ref).name}
+    server = None
+    if ref is not None:
+        runtime = BackendRef(backend=ref.backend, device=ref.device)
+        server = {"artifact": artifact_for(bundle, ref).name, "runtime": str(runtime)}
     return to_json(
         {
             "artifacts": artifacts,

@@ -132,7 +132,7 @@ async function current() {
 }
 
 function onServer() {
-  return about.server ? `${about.server.artifact} on ${about.server.backend}` : '';
+  return about.server ? `${about.server.artifact} on ${about.server.runtime}` : '';
 }
 
 function limit() {

@@ -2,6 +2,7 @@
 
 const TOKEN = 'edgecnn-token';
 const PATIENCE_MS = 60_000;
+const PATIENCE_FOR_MODELS_MS = 600_000; // megabytes over a slow line
 
 // Something to tell the user, in one line.
 export class Problem extends Error {}
@@ -26,13 +27,13 @@ export async function getJson(path) {
 }
 
 export async function getBytes(path) {
-  return new Uint8Array(await (await ask(path)).arrayBuffer());
+  return new Uint8Array(await (await ask(path, {}, PATIENCE_FOR_MODELS_MS)).arrayBuffer());
 }
 
-async function ask(path, options = {}) {
+async function ask(path, options = {}, patience = PATIENCE_MS) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const response = await sent(path, { ...options, headers, signal: AbortSignal.timeout(PATIENCE_MS) });
+  const response = await sent(path, { ...options, headers, signal: AbortSignal.timeout(patience) });
   if (response.ok) return response;
   if (response.status === 401) {
     throw new TokenWanted(token ? 'The server does not know this token.' : 'The server asks for its token.');
@@ -44,7 +45,7 @@ async function sent(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
-    if (error.name === 'TimeoutError') throw new Problem(`No answer from the server in ${PATIENCE_MS / 1000} s.`);
+    if (error.name === 'TimeoutError') throw new Problem(`No answer from ${location.host} in time.`);
     throw new Problem(`No answer from ${location.host}: the server has stopped, cannot be reached, or refused so large a body.`);
   }
 }
