@@ -3,7 +3,8 @@
 The rules, in order:
 
 1. **Formats**: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP. Anything else is refused.
-2. **Size**: at most `MAX_PIXELS`, read from the header before anything is decoded.
+2. **Size**: at most `MAX_PIXELS` in the image and in each tile of a TIFF, read from the header before anything is decoded;
+   at most `MAX_BYTES` in the file and `MAX_SCANS` in a JPEG.
 3. **Animated** or multi-page: the first frame.
 4. **Truncated** or damaged: refused; there is no guessing of missing rows.
 5. **16 bit grey**: divided by 257 and rounded, so 65535 becomes 255; nothing is clipped. 16 bit colour keeps
@@ -43,6 +44,10 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20  # of an encoded image: what as many pixels take in four bytes each
+MAX_SCANS = 500  # of a JPEG, of which a progressive one has about ten: each goes over all its pixels
+_CHUNK = 1 << 16
+_STRIP = 1 << 20  # pixels that are composited at a time, so that a large image is not held five times over
+_TILE = (322, 323)  # a TIFF's TileWidth and TileLength
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -104,10 +109,14 @@ def _read_file(file: io.FileIO, path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read (Is a directory)")
     if not stat.S_ISREG(seen.st_mode):
         raise ImageError(f"{path}: a pipe or device and no file; what a pipe holds goes in by stdin, as `-`")
-    data = file.read(MAX_BYTES + 1) if seen.st_size > MAX_BYTES else file.readall()
-    if len(data) > MAX_BYTES:
+    parts: list[bytes] = []
+    size = seen.st_size
+    while size <= MAX_BYTES and (chunk := file.read(max(0, seen.st_size - sum(map(len, parts))) + _CHUNK)):
+        parts.append(chunk)
+        size = sum(map(len, parts))  # which may be more than the file had when it was opened
+    if size > MAX_BYTES:
         raise ImageError(f"{path}: over the limit of {MAX_BYTES >> 20} MB for an image")
-    return data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:
@@ -128,6 +137,7 @@ def opened(data: bytes, name: str = "image") -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, name)
+            _check_inside(image, data, name)
             yield image
     except ImageError:
         raise
@@ -191,6 +201,16 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: the image has no pixels")
 
 
+def _check_inside(image: Image.Image, data: bytes, name: str) -> None:
+    """Refuse what looks small from outside: tiles far larger than their TIFF, and a JPEG of endless scans."""
+    if image.format == "TIFF":
+        width, height = (int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in _TILE)
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{name}: tiles of {width}x{height} pixels are over the limit of an image")
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"{name}: over {MAX_SCANS} scans in a JPEG, which no camera or program writes")
+
+
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _from_sixteen(image, np.asarray(image))
@@ -226,12 +246,20 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
-    if image.mode in ("P", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in ("LA", "La", "RGBa"):
-        image = image.convert("RGBA")
-    if image.mode != "RGBA":
+    if image.mode not in ("P", "PA", "LA", "La", "RGBA", "RGBa") and "transparency" not in image.info:
         return image
+    if image.width * image.height <= _STRIP:
+        return _composite(image, background)
+    flat = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        flat.paste(_composite(strip, background), (0, top))
+    return flat
+
+
+def _composite(image: Image.Image, background: int) -> Image.Image:
+    image = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, (background, background, background, 255))
     return Image.alpha_composite(canvas, image).convert("RGB")
 

@@ -135,6 +135,7 @@ def _source(
         from edgecnn.sources.watch import Watch
 
         arriving = Watch(watch, tell=lambda text: say(f"edgecnn: {text}"))
+        say(f"edgecnn: watching {watch}; Ctrl-C ends it")
         return chain(find(images, _stdin()), arriving)
     if not images:
         raise UsageError("nothing to predict: give IMAGE..., --watch or --video (see `edgecnn predict --help`)")
@@ -168,11 +169,18 @@ def _print_all(predictions: Iterable[Prediction], as_json: bool) -> None:
 
 def _print(prediction: Prediction, as_json: bool) -> None:
     if prediction.error:
-        say(f"edgecnn: {prediction.error}")
+        say(f"edgecnn: {_on_one_line(prediction.error)}")
     if as_json:
         print_json(prediction, indent=0)
         sys.stdout.flush()  # whoever reads them acts on them
     elif not prediction.error:
         guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
         unsure = [] if prediction.label == prediction.top[0].label else [str(prediction.label)]
-        click.echo(f"{prediction.path}\t{'  '.join(unsure + guesses)}")
+        click.echo(f"{_on_one_line(prediction.path or '')}\t{'  '.join(unsure + guesses)}")
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what would break a line or move a terminal's cursor: a file may be called anything."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
