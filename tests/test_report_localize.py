@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,6 +73,14 @@ def test_text_shows_what_cannot_be_compared() -> None:
     """A block without numbers has a bar of its own, and no fault is said as such."""
     assert "!" * 24 in localization_text(found(block("stem", None, None, True)))
     assert "first difference: none" in localization_text(found(block("stem", 140, 140)))
+
+
+def test_text_says_that_no_verdict_failed() -> None:
+    """Where nothing failed the text says so beside the difference that it names."""
+    one = found(block("stem", 140, 140), block("body", 20, 20, True))
+    quiet = msgspec.structs.replace(one, failed=False)
+    assert "first difference: body (no verdict failed)" in localization_text(quiet).splitlines()
+    assert "no verdict failed" not in localization_text(one)
 
 
 @pytest.mark.parametrize(

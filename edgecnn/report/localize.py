@@ -24,7 +24,7 @@ def localization_text(found: Localization) -> str:
         + (f" ({found.joined} neighbours joined)" if found.joined > 1 else ""),
         table([_row(one) for one in found.blocks], _HEADER),
         f"whole model: {_db(found.whole)}; the blocks together {'answer' if found.whole_reproduced else 'do NOT answer'} as it does",
-        f"first difference: {found.first.name if found.first is not None else 'none'}",
+        f"first difference: {found.first.name if found.first is not None else 'none'}{'' if found.failed else ' (no verdict failed)'}",
         found.reason,
     ]
     return "\n".join([*lines, *(f"- {advice}" for advice in found.advice)])
@@ -57,7 +57,8 @@ def localization_png(found: Localization) -> bytes:
     axes.set_ylim(len(places) - 0.4, -0.6)
     if any(line > 0 for shown in axes.get_lines() for line in shown.get_xdata() if math.isfinite(line)):
         axes.set_xscale("log")
-    title = f"first at fault: {found.first.name}" if found.first is not None else "no block at fault"
+    said = "at fault" if found.failed else "that differs"
+    title = f"first {said}: {found.first.name}" if found.first is not None else f"no block {said}"
     axes.set(xlabel="error over the tensor's root mean square", title=drawable(title, 80))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
