@@ -143,3 +143,20 @@ def answers(recording: Recording, ref: str) -> Array:
 def specs(*entries: tuple[str, tuple[int | None, ...], str]) -> tuple[TensorSpec, ...]:
     """Make specifications of tensors."""
     return tuple(TensorSpec(name=name, shape=shape, dtype=dtype) for name, shape, dtype in entries)
+
+
+def half_file(folder: Path, seed: int = 0, name: str = "half.onnx", keep_io: bool = True) -> Path:
+    """Write what ONNX Runtime's own tool makes of the chain in float16; its casts come last in the list of nodes."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    path = folder / name
+    path.write_bytes(convert_float_to_float16(small.chain(seed), keep_io_types=keep_io).SerializeToString())
+    return path
+
+
+def unsorted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with its nodes in the opposite order."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    del copy.graph.node[:]
+    copy.graph.node.extend(reversed(model.graph.node))
+    return copy
