@@ -99,7 +99,10 @@ async def _answer(request: web.Request, handler: Answering, public: bool) -> web
         return await handler(request)
     except RefusedError as error:
         service.metrics.reject(str(error.status))()
-        return _refusal(error.status, str(error))
+        response = _refusal(error.status, str(error))
+        if service.stopping:
+            response.force_close()
+        return response
     except web.HTTPException as error:
         if error.status < 400:
             raise

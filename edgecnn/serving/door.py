@@ -125,6 +125,12 @@ class Door:
         if connection:
             self._rests(connection)
 
+    async def empty(self) -> None:
+        """Wait until no request is in progress, or for as long as the end may take."""
+        until = self._now() + self._limits.stop
+        while len(self._open) > len(self._idle) and self._now() < until:
+            await asyncio.sleep(0.02)
+
     def close(self) -> None:
         """Stop watching."""
         if self._sweeper:

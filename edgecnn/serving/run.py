@@ -18,6 +18,7 @@ from edgecnn.errors import UsageError
 from edgecnn.serving.app import DOOR, SERVICE
 from edgecnn.serving.door import Door
 
+BACKLOG = 1024  # connections that the system keeps until they are taken
 SPARE = 64  # file descriptors that are not connections
 LINGER = 2.0  # seconds for which the rest of a refused body is read, so that the client sees the refusal
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,14 +36,30 @@ def run(app: web.Application, host: str, port: int, ready: Callable[[str], None]
     Raises:
         UsageError: nothing can listen there.
     """
-    asyncio.run(_run(app, host, port, ready))
+
+    async def until_signal() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        serving = asyncio.ensure_future(serve(app, host, port, ready, stop))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        await serving
+
+    asyncio.run(until_signal())
 
 
-async def _run(app: web.Application, host: str, port: int, ready: Callable[[str], None]) -> None:
+async def serve(app: web.Application, host: str, port: int, ready: Callable[[str], None], stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then answer what is in flight and refuse what is new.
+
+    Raises:
+        UsageError: nothing can listen there.
+    """
     service = app[SERVICE]
     limits = replace(service.limits, connections=_file_limit(service.limits.connections))
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     with contextlib.closing(_listen(host, port)) as listening:
         door = app[DOOR] = Door(limits, lambda reason: service.metrics.reject(reason)())
         service.metrics.watch("edgecnn_connections", "Connections that are open.", door.count)
@@ -51,16 +68,15 @@ async def _run(app: web.Application, host: str, port: int, ready: Callable[[str]
             lingering_time=LINGER, shutdown_timeout=limits.stop,
         )  # fmt: skip
         await runner.setup()
-        server = await loop.create_server(lambda: door.connection(runner), sock=listening, backlog=1024)
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, stop.set)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: door.connection(runner), sock=listening, backlog=BACKLOG
+        )
         gc.freeze()  # what was loaded stays: no later collection has to look at it
         ready(_url(host, listening))
         await stop.wait()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
         service.stopping = True
         server.close()
+        await door.empty()  # for aiohttp reads nothing more of a body once it is told to clean up
         await runner.cleanup()
         door.close()
 
