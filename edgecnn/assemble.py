@@ -17,7 +17,7 @@ from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.latency import measure_latency, ratio
 from edgecnn.bundle import Bundle, BundleWriter, create_bundle
 from edgecnn.data import Dataset, LabelledImages
-from edgecnn.device.fit import decoders
+from edgecnn.device.decoders import decoders
 from edgecnn.errors import CheckpointError, ExportError, UsageError, VerdictError
 from edgecnn.exporter import Exported, Exporter, ExportRequest, Labelled
 from edgecnn.images import Pixels

@@ -1,4 +1,4 @@
-"""What a bundle was made for against what this machine is: runtime, CPU, decoders, and the numbers of an int8 artifact."""
+"""What a bundle was made for against what this machine is: runtime, CPU, and the numbers of an int8 artifact."""
 
 from __future__ import annotations
 
@@ -55,30 +55,6 @@ class Saturation(Frozen, frozen=True):
 def compare_hosts(there: dict[str, Any], here: Host) -> tuple[Comparison, ...]:
     """Compare the machine that exported a bundle, as its manifest states it, with this one."""
     return _runtime(there, here), _cpu(there, here)
-
-
-def compare_decoders(there: dict[str, Any], here: dict[str, str]) -> tuple[Comparison, ...]:
-    """Compare what decodes images; `here` maps libraries to versions, the manifest has the same in `decoders`."""
-    packages, stated = _dict(there.get("packages")), _dict(there.get("decoders"))
-    known = {"Pillow": packages.get("pillow"), **stated}
-    found = []
-    for name, version in here.items():
-        relation = relate(version, known.get(name))
-        means = "" if relation == "same" else "JPEG and resizing may round otherwise"
-        found.append(
-            Comparison(what=name, here=version, there=str(known.get(name) or "unknown"), relation=relation, means=means)
-        )
-    return tuple(found)
-
-
-def decoders() -> dict[str, str]:
-    """Give the versions of what decodes images here: Pillow, and the libraries inside it."""
-    from PIL import features
-
-    versions = {"Pillow": features.version("pil"), "libjpeg-turbo": features.version("libjpeg_turbo")}
-    versions["libjpeg-turbo"] = versions["libjpeg-turbo"] or features.version("jpg")
-    versions |= {"libwebp": features.version("webp"), "libtiff": features.version("libtiff")}
-    return {name: str(version) for name, version in versions.items() if version}
 
 
 def relate(here: str | None, there: str | None) -> Relation:

@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import msgspec
-import numpy as np
 
-from edgecnn import host, images
+from edgecnn import host
 from edgecnn.backends.base import SessionOptions, open_session
 from edgecnn.bench.cold import start_child
 from edgecnn.bench.latency import Latency, Ratio, measure_latency, ratio
-from edgecnn.bundle import Bundle, Goldens
+from edgecnn.bundle import Bundle
 from edgecnn.device import fit, places
+from edgecnn.device.decoders import compare_decoders, decoders, explain
 from edgecnn.device.fit import Comparison, Saturation
 from edgecnn.device.fused import Fused, judge_fused, kernels_here
 from edgecnn.errors import DataError, EdgecnnError, SchemaError
@@ -132,20 +132,21 @@ def verify_bundle(
     report = judge(recording)
     say("timing")
     latencies = _latencies(bundle, [ref for ref in chosen if _answered(report, ref)], seconds)
-    bases = {ref.device: latencies.get(str(ref)) for ref in reversed(chosen) if _precision(bundle, ref) == "fp32"}
-    checks = [_check(bundle, report, ref, latencies.get(str(ref)), bases.get(ref.device)) for ref in chosen]
+    bases = {_place(ref): latencies.get(str(ref)) for ref in reversed(chosen) if _precision(bundle, ref) == "fp32"}
+    checks = [_check(bundle, report, ref, latencies.get(str(ref)), bases.get(_place(ref))) for ref in chosen]
     machine = host.fingerprint()
-    there, decoders = bundle.manifest.provenance.host, fit.decoders()
+    there = bundle.manifest.provenance.host
+    decoding = compare_decoders(there, decoders())
     return Verification(
         bundle=bundle.manifest.name,
         files=len(bundle.manifest.files),
         decoding=report.decoding.verdict if report.decoding is not None else Verdict.NOT_MEASURED,
-        decoding_reason=_decoding(bundle, report, checks, decoders),
+        decoding_reason=explain(bundle, report.decoding, decoding, _clean(checks)),
         artifacts=tuple(checks),
         host=machine,
         signer=bundle.signer,
         signature=_signature(bundle),
-        compared=(*fit.compare_hosts(there, machine), *fit.compare_decoders(there, decoders)),
+        compared=(*fit.compare_hosts(there, machine), *decoding),
         left=tuple(left),
         evidence=_evidence(recording, bundle),
         seconds=time.perf_counter() - start,
@@ -186,6 +187,10 @@ def _answered(report: ParityReport, ref: BackendRef) -> bool:
     """Say whether a candidate loaded and ran, whatever it answered."""
     where = _cell(report, ref).where
     return where is not None and where.error is None
+
+
+def _place(ref: BackendRef) -> tuple[str, str]:
+    return ref.backend, ref.device
 
 
 def _precision(bundle: Bundle, ref: BackendRef) -> str:
@@ -250,7 +255,8 @@ def _speed(against: Ratio | None, details: ArtifactRecord, ref: BackendRef) -> t
     if why is not None:
         return Verdict.NOT_MEASURED, f"latency not measured: {why}"
     if against is None:
-        return Verdict.NOT_MEASURED, None
+        reduced = details.precision != "fp32"
+        return Verdict.NOT_MEASURED, "not timed against fp32, which does not run beside it" if reduced else None
     if details.target in _ACCELERATORS and ref.device == "cpu":
         return Verdict.NOT_MEASURED, f"it is made for {details.target}, so its time on the CPU says nothing"
     told = f"it takes {against.median:.2f} of fp32's time here ({against.low:.2f} to {against.high:.2f})"
@@ -295,40 +301,7 @@ def _exported(details: ArtifactRecord) -> str | None:
     return next((check["verdict"] for check in checks if check["what"] == "speed"), None)
 
 
-def _decoding(
-    bundle: Bundle, report: ParityReport, checks: Sequence[ArtifactCheck], decoders: Mapping[str, str]
-) -> str:
-    """Say how images are decoded here, and where it is otherwise, by which versions, and what that does to answers."""
-    if report.decoding is None:
-        return "the bundle has no golden images"
-    if report.decoding.verdict is not Verdict.FAIL:
-        return report.decoding.reason
-    there = fit.compare_decoders(bundle.manifest.provenance.host, dict(decoders))
-    here, stated = (
-        ", ".join(f"{one.what} {version}" for one in there if (version := getattr(one, side)) != "unknown")
-        for side in ("here", "there")
-    )
-    effect = _effect(bundle, checks)
-    return f"{report.decoding.reason}; here {here}, there {stated or 'unknown'}{effect}"
-
-
-def _effect(bundle: Bundle, checks: Sequence[ArtifactCheck]) -> str:
-    """Answer the goldens as they are decoded here too, by the first artifact that answers right what was recorded."""
+def _clean(checks: Sequence[ArtifactCheck]) -> BackendRef | None:
+    """Choose what answers right and at once, to show what another decoder does."""
     good = next((one for one in checks if one.computation is Verdict.PASS and one.backend != "emulated"), None)
-    if good is None:
-        return ""
-    goldens, name = bundle.goldens(), bundle.manifest.inputs[0].name
-    ref = BackendRef(backend=good.backend, artifact=good.artifact, device=good.device)
-    with open_session(ref, bundle.artifact(good.artifact)) as session:
-        recorded, ours = (
-            session.run({name: pixels})["logits"].argmax(axis=1)
-            for pixels in (goldens.pixels, _decoded(bundle, goldens))
-        )
-    changed = int((recorded != ours).sum())
-    return f"; by it {changed} of {len(ours)} answers change"
-
-
-def _decoded(bundle: Bundle, goldens: Goldens) -> images.Pixels:
-    preprocess = bundle.manifest.preprocess
-    pairs = zip(goldens.encoded, goldens.names, strict=True)
-    return np.stack([images.decode(data, preprocess, name) for data, name in pairs])
+    return None if good is None else BackendRef(backend=good.backend, artifact=good.artifact, device=good.device)

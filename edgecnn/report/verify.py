@@ -62,7 +62,7 @@ def _row(one: ArtifactCheck) -> list[str]:
         "" if one.precision != "int8" else one.saturation.verdict.value,
         "" if one.precision == "fp32" and one.speed.value == _NO else one.speed.value,
         one.exported or "",
-        "" if one.p50_us is None else f"{one.p50_us:.1f}",
+        "not measured" if one.p50_us is None else f"{one.p50_us:.1f}",
         "" if one.ratio is None else f"{one.ratio.median:.2f}",
         "" if one.memory is None else f"{one.memory.peak_mb:.0f}",
     ]
