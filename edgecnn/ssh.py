@@ -116,6 +116,7 @@ class Connection:
         sources: Mapping[str, str],
         options: Sequence[str] = (),
         python: str | None = None,
+        config: str | None = None,
     ) -> None:
         """Connect and start the modules `sources`, by name and text, of which the last has a `main`.
 
@@ -124,6 +125,7 @@ class Connection:
             sources: what to run there.
             options: arguments for ssh, before those of the variable EDGECNN_SSH.
             python: the interpreter there, by a path or a name on its PATH; by default `python3`.
+            config: a configuration file for ssh instead of the user's.
 
         Raises:
             MissingPackageError: ssh is not installed here.
@@ -136,7 +138,7 @@ class Connection:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it is open as long as the process runs
         prompts = sys.stdin is not None and sys.stdin.isatty()
         self._process = subprocess.Popen(
-            _command(destination.host, self._python, options, prompts),
+            _command(destination.host, self._python, options, config, prompts),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0,
         )  # fmt: skip
         self.close = weakref.finalize(self, _end, self._process, self._log)
@@ -320,15 +322,16 @@ def find_ssh() -> str:
     return ssh
 
 
-def _command(host: str, python: str, options: Sequence[str], prompts: bool) -> list[str]:
-    """Write the command; of an option given twice ssh takes the first."""
+def _command(host: str, python: str, options: Sequence[str], config: str | None, prompts: bool) -> list[str]:
+    """Write the command; of an option given twice ssh takes the first, of a configuration file the last."""
     if python.startswith("-") or not python or "\0" in python or "\n" in python:
         raise UsageError(f"{python!r} is no interpreter: give its path there, or a name on the PATH")
     # A shell there would not expand a quoted ~; the commands of ssh start in the home folder.
     quoted = shlex.quote(python[2:] if python.startswith("~/") and len(python) > 2 else python)
     batch = () if prompts else ("BatchMode=yes",)  # without a terminal a question would wait for ever
     pairs = [word for option in (*_OURS, *batch, *_DEFAULTS) for word in ("-o", option)]
-    return [find_ssh(), *options, *environment_options(), *pairs, "-T", "--", host, f"exec {quoted} -c '{_BOOTSTRAP}'"]
+    theirs = [*options, *environment_options(), *(["-F", config] if config is not None else [])]
+    return [find_ssh(), *theirs, *pairs, "-T", "--", host, f"exec {quoted} -c '{_BOOTSTRAP}'"]
 
 
 def _descriptor(stream: IO[bytes] | None) -> int:

@@ -91,9 +91,9 @@ def test_a_connection_echoes_whatever_it_is_sent(stand_in: Path) -> None:
 def test_ssh_is_told_to_ask_nothing_and_that_options_end(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal it is in batch mode, the person's options come first, and `--` stands before the host."""
     monkeypatch.setenv(ssh.OPTIONS, "-F 'my config' -p 7")
-    Connection(Destination("pi@box"), ECHOES, ("-o", "ConnectTimeout=1"), sys.executable).close()
+    Connection(Destination("pi@box"), ECHOES, ("-o", "ConnectTimeout=1"), sys.executable, "this one").close()
     told = arguments(stand_in)
-    assert told[:6] == ["-o", "ConnectTimeout=1", "-F", "my config", "-p", "7"]
+    assert told[:8] == ["-o", "ConnectTimeout=1", "-F", "my config", "-p", "7", "-F", "this one"]
     assert told[-3:-1] == ["--", "pi@box"]
     assert told[told.index("BatchMode=yes") - 1] == "-o"
     assert told.index("ConnectTimeout=1") < told.index("ConnectTimeout=30"), "ssh takes the first"

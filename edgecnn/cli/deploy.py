@@ -45,10 +45,8 @@ def command(bundle: str, box: str | None, rollback: bool, as_json: bool, **asked
     from edgecnn.device.deploy import Reach
     from edgecnn.ssh import Destination
 
-    options = [*(["-F", asked["config"]] if asked["config"] else [])]
-    for option in asked["ssh_options"]:
-        options += ["-o", option]
-    reach = Reach(options=tuple(options), python=asked["python"])
+    options = [word for option in asked["ssh_options"] for word in ("-o", option)]
+    reach = Reach(options=tuple(options), python=asked["python"], config=asked["config"])
     if rollback:
         _roll_back(Destination.parse(box or bundle), reach, as_json)
         return

@@ -116,12 +116,12 @@ class Box:
             for file, digest in wheels.items():
                 place(store.found[digest], house / Path(file).name)
             self._say(f"making an environment with Python {platform.python_version()}")
-            self._run("the environment", [sys.executable, "-m", "venv", str(folder)])
+            self._run("an environment could not be made", [sys.executable, "-m", "venv", str(folder)])
             self._say("installing edgecnn" + (f"[{extras}]" if extras else ""))
             pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
             source = [] if index else ["--no-index", "--find-links", str(house)]
             wanted = f"edgecnn{f'[{extras}]' if extras else ''} @ {(house / Path(wheel).name).as_uri()}"
-            self._run("pip", [*pip, *source, wanted])
+            self._run("edgecnn could not be installed", [*pip, *source, wanted])
             os.sync()
             (folder / INSTALLED).write_text(json.dumps({"key": key, "extras": extras}))
             shutil.rmtree(house, ignore_errors=True)
@@ -163,7 +163,7 @@ class Box:
     def _run(self, what: str, command: list[str]) -> None:
         done = self._channel.run(command)
         if done.code:
-            raise RefusalError(f"{what} could not be installed: {_last(done)}")
+            raise RefusalError(f"{what}: {_last(done)}")
 
     def _say(self, line: str) -> None:
         self._channel.answer({"say": line})

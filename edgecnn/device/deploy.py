@@ -33,10 +33,11 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Reach:
-    """How to get to a box: arguments for ssh, and the interpreter there where it is not to be `python3`."""
+    """How to get to a box: arguments and a configuration file for ssh, and an interpreter there that is not `python3`."""
 
     options: tuple[str, ...] = ()
     python: str | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def roll_back(destination: Destination, reach: Reach | None = None) -> RolledBac
 
 
 def _connect(destination: Destination, reach: Reach) -> Connection:
-    return Connection(destination, sources(*AGENT), reach.options, reach.python)
+    return Connection(destination, sources(*AGENT), reach.options, reach.python, reach.config)
 
 
 @dataclass(frozen=True)

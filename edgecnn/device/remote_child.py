@@ -57,7 +57,7 @@ def _find(bundle: Path, sha256: str) -> str | None:
 
 def _load(header: dict[str, Any], tensors: Tensors) -> CheckedSession:
     from edgecnn.backends.base import SessionOptions, open_session
-    from edgecnn.errors import MissingPackageError
+    from edgecnn.errors import EdgecnnError, MissingPackageError
     from edgecnn.spec import Artifact, BackendRef
 
     known = {field.name for field in dataclasses.fields(SessionOptions)}
@@ -74,6 +74,8 @@ def _load(header: dict[str, Any], tensors: Tensors) -> CheckedSession:
             return open_session(BackendRef(backend="onnxruntime"), artifact, options)
         except MissingPackageError as error:
             raise RuntimeError(f"{error}: {INSTALL}") from error
+        except EdgecnnError as error:  # the other side names the file, as it is called there
+            raise RuntimeError(str(error).replace(f"{path}: ", "")) from error
 
 
 def _signature(session: CheckedSession) -> dict[str, Any]:
