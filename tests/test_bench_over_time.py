@@ -164,6 +164,20 @@ def test_a_soak_finds_the_machine_slowing_down(on: Callable[[Machine], Machine],
     assert stalled.slowest == pytest.approx(0.1, abs=0.02)
 
 
+def test_a_soak_misses_no_round_of_the_energy_counter(on: Callable[[Machine], Machine], tmp_path: Path) -> None:
+    """A counter that begins again a dozen times in a soak has counted all that the planted watts amount to."""
+    counter = zone(tmp_path, 0, "package-0", 0, reach=50_000_000)
+    machine = on(Machine(lambda now: 20_000.0))  # few calls, each of which writes the counter
+
+    def spend(now: float) -> None:
+        counter.write_text(f"{round(now * 10e6) % 50_000_000}\n")
+
+    machine.listen = spend
+    found = soak.soak("x", machine, FEEDS, 60, tmp_path).energy
+    assert found.watts == pytest.approx(10.0, rel=0.01)
+    assert found.joules == pytest.approx(600.0, rel=0.01)
+
+
 def test_a_soak_tells_other_work_from_heat(on: Callable[[Machine], Machine], tmp_path: Path) -> None:
     """Windows in which the process had half of its processor are counted, and slow ones that had all of it are not."""
     crowded = Machine(lambda now: 1000.0 if 20 < now <= 40 else 500.0)

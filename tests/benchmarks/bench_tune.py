@@ -1,10 +1,10 @@
 """What `edgecnn tune` gains over the default settings on three nets, and the time it takes.
 
-The gain is that of the final heats, in sessions loaded afresh after the races. Beside it the default runs against a copy of
-itself: what chance makes. As a check from outside, whole commands are timed too, `edgecnn bench` run alone being no judge of
-itself: a loop of predictions with the profile's settings and with the default ones, in processes of their own, turn and turn about.
-Profiles go to a folder that is thrown away. RUNS and BUNDLES name folders of runs and of bundles that are there already,
-SECONDS what a tuning may take, PURPOSES which kinds are measured.
+The gain is that of the final heats, in sessions loaded afresh after the races; beside it the default against a copy of itself,
+which is what chance makes. From outside, the same is measured once more: `Predictor` in a loop, with what `chosen` gives with
+and without the profile, each in fresh processes, turn and turn about. Profiles go to a folder that is thrown away. RUNS and
+BUNDLES name folders of runs and of bundles that are there already, MODELS_WANTED some of the nets, SECONDS what a tuning may
+take, PURPOSES which kinds are measured, ROUNDS how many processes a loop has.
 """
 
 from __future__ import annotations
