@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +203,7 @@ def test_devices_that_nobody_asked_for(bundle_folder: Path, monkeypatch: pytest.
     def opened(ref: BackendRef, *rest: Any) -> Any:
         if ref.artifact == "int8":
             raise DeviceError("it left 3 QLinearConv on CPU")
-        return pytest.importorskip("contextlib").nullcontext()
+        return nullcontext()
 
     monkeypatch.setattr(places, "open_session", opened)
     refs, left = places.choose(Bundle.open(bundle_folder), [])
@@ -332,3 +335,18 @@ def test_the_box_needs_only_onnxruntime(bundle_folder: Path) -> None:
     row = {one["name"]: one for one in json.loads(done.stdout)["artifacts"]}["int8"]
     assert (row["computation"], row["fused"]["verdict"], row["saturation"]["verdict"]) == ("PASS", "PASS", "PASS")
     assert row["memory"]["peak_mb"] > 10
+
+
+@pytest.mark.slow
+def test_an_emulated_device(bundle_folder: Path) -> None:
+    """On an emulated CPU without VNNI both artifacts answer right, saturation is judged for that CPU, and nothing is timed."""
+    from edgecnn.device.emulate import QEMU
+
+    if shutil.which(QEMU) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{QEMU} is not on the PATH")
+    found = run(bundle_folder, "--json", "-b", "emulated@haswell")
+    assert found.exit_code == 0, found.output
+    row = rows(found)["emulated:int8@haswell"]
+    assert (row["verdict"], row["speed"], row["p50_us"], row["memory"]) == ("PASS", "NOT MEASURED", None, None)
+    assert "its weights keep to seven bits" in row["saturation"]["reason"]
+    assert "latency not measured: an emulated CPU's times mean nothing" in row["reasons"]
