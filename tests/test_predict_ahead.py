@@ -1,0 +1,255 @@
+"""Decoding ahead of the model: order, back pressure, what goes wrong in threads, and the memory they share."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecnn import images
+from edgecnn.backends.base import SessionOptions
+from edgecnn.bundle import Bundle
+from edgecnn.decoding import Ahead, Prepared, Ready, _Room, prepare
+from edgecnn.errors import ImageError, UsageError
+from edgecnn.images import Pixels
+from edgecnn.predict import Predictor
+from edgecnn.sources import Found, Frame, NoImageError
+from edgecnn.spec import Preprocess
+
+SMALL = Preprocess(height=2, width=2, channels=3)
+SOON = 30.0  # seconds after which a test that waits has failed
+
+
+def frame(number: int, before: Callable[[], object] = bool) -> Frame:
+    """Make an image whose pixels are all `number`; `before` is called in the thread that decodes it."""
+
+    def pixels() -> Pixels:
+        before()
+        return np.full((2, 2, 3), number, dtype=np.uint8)
+
+    return Frame(str(number), pixels, 0.0)
+
+
+def values(ready: list[Ready]) -> list[int]:
+    """Read the numbers back, out of names and pixels."""
+    found = []
+    for one in ready:
+        assert isinstance(one.result, Prepared)
+        assert (one.result.pixels == int(one.name)).all()
+        found.append(int(one.name))
+    return found
+
+
+def drain(ahead: Ahead, count: int) -> list[list[int]]:
+    taken = []
+    while batch := ahead.take(count):
+        taken.append(values(batch))
+    return taken
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_order_is_that_of_the_source(threads: int) -> None:
+    """However long each image takes in its thread, they come in the order of the source, in full batches."""
+    pauses = np.random.default_rng(threads).uniform(0, 0.004, 60)
+    source = [frame(number, lambda pause=pause: time.sleep(pause)) for number, pause in enumerate(pauses)]
+    assert drain(Ahead(source, SMALL, threads, 7), 8) == [
+        list(range(start, min(start + 8, 60))) for start in range(0, 60, 8)
+    ]
+
+
+def test_images_are_prepared_at_the_same_time() -> None:
+    """Two threads work on two images at once: each image waits for the other's."""
+    meet = threading.Barrier(2, timeout=SOON)
+    source = [frame(number, meet.wait) for number in range(6)]
+    assert drain(Ahead(source, SMALL, 2, 4), 3) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 3), (4, 4)])
+def test_a_source_is_not_read_faster_than_answers_are_taken(threads: int, ahead: int) -> None:
+    """Of a source of any length no more than `ahead` images are in hand, however slow the taker."""
+    taken = 0
+    most = 0
+
+    def source() -> Iterator[Found]:
+        nonlocal most
+        for number in range(100):
+            most = max(most, number - taken)
+            yield frame(number)
+
+    images_ahead = Ahead(source(), SMALL, threads, ahead)
+    while batch := images_ahead.take(1):
+        taken = int(batch[0].name)  # one less than have been taken: the count comes after the taking
+        time.sleep(0.001)
+    assert taken == 99
+    assert ahead - 1 <= most <= ahead + 1
+
+
+def test_what_the_source_raises_comes_after_its_images() -> None:
+    """An error in the source is raised where the images are taken, when those before it have been, and stays."""
+
+    def source() -> Iterator[Found]:
+        yield from (frame(0), frame(1), frame(2))
+        raise UsageError("the source broke")
+
+    ahead = Ahead(source(), SMALL, 2, 8)
+    assert values(ahead.take(2)) == [0, 1]
+    assert values(ahead.take(2)) == [2]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="the source broke"):
+            ahead.take(2)
+
+
+def test_a_bug_in_a_thread_is_not_lost() -> None:
+    """What is no fault of an image but of the program comes out where the images are taken."""
+    ahead = Ahead([frame(0), frame(1, lambda: 1 / 0), frame(2)], SMALL, 2, 8)
+    assert values(ahead.take(1)) == [0]
+    with pytest.raises(ZeroDivisionError):
+        ahead.take(1)
+
+
+def test_bad_images_keep_their_place(tmp_path: Path) -> None:
+    """An image that cannot be read, and a place without one, are errors among the others."""
+    gone = NoImageError(tmp_path / "empty", "nothing here")
+    first, bad, none, last = Ahead([frame(0), tmp_path / "x.png", gone, frame(3)], SMALL, 3, 8).take(4)
+    assert values([first, last]) == [0, 3]
+    assert isinstance(bad.result, ImageError)
+    assert (bad.name, none.name, none.result) == (str(tmp_path / "x.png"), str(tmp_path / "empty"), gone)
+
+
+def test_without_patience_what_is_there_is_taken() -> None:
+    """From a source that has no more for now, what there is comes without waiting for a full batch."""
+    more = threading.Event()
+
+    def source() -> Iterator[Found]:
+        yield from (frame(0), frame(1))
+        assert more.wait(SOON)
+        yield frame(2)
+
+    ahead = Ahead(source(), SMALL, 1, 16)
+    found: list[int] = []
+    while len(found) < 2:
+        found += values(ahead.take(10, patient=False))
+    assert found == [0, 1]
+    more.set()
+    assert values(ahead.take(10, patient=False)) == [2]
+    assert ahead.take(10, patient=False) == []
+
+
+def test_closing_does_not_wait_for_the_source() -> None:
+    """An end in the middle comes at once, also where the source gives nothing for now, and its threads go when it does."""
+    more = threading.Event()
+
+    def source() -> Iterator[Found]:
+        yield frame(0)
+        assert more.wait(SOON)
+        yield from (frame(number % 256) for number in range(10**9))
+
+    before = threading.active_count()
+    ahead = Ahead(source(), SMALL, 3, 4)
+    assert values(ahead.take(1)) == [0]
+    ahead.close()
+    assert ahead.take(1) == []
+    more.set()
+    end = time.monotonic() + SOON
+    while threading.active_count() > before:
+        assert time.monotonic() < end, "threads are left"
+        time.sleep(0.005)
+
+
+def test_room_is_never_overbooked() -> None:
+    """Whatever threads want at once, no more is held than there is; what is larger than all of it is held alone."""
+    room = _Room(10)
+    held, most, alone = 0, 0, []
+    guard = threading.Lock()
+
+    def use(size: int) -> None:
+        nonlocal held, most
+        for _ in range(10):
+            with room.of(size):
+                with guard:
+                    held += min(size, 10)
+                    most = max(most, held)
+                    if size > 10:
+                        alone.append(held == 10)
+                time.sleep(0.0005)
+                with guard:
+                    held -= min(size, 10)
+
+    threads = [threading.Thread(target=use, args=(size,)) for size in (3, 3, 4, 5, 99, 1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert not any(thread.is_alive() for thread in threads)
+    assert held == 0
+    assert 6 < most <= 10
+    assert alone == [True] * 10
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_change_the_answers(bundle_folder: Path, tmp_path: Path, batch: int, threads: int) -> None:
+    """Answers with decode threads are bit for bit those without, bad images in their places."""
+    bundle = Bundle.open(bundle_folder)
+    paths = sorted((bundle_folder / "goldens").glob("*.png"))
+    (tmp_path / "bad.png").write_text("no")
+    paths[5:5] = [tmp_path / "bad.png", tmp_path / "gone.png"]
+    with Predictor(bundle, options=SessionOptions(threads=1)) as predictor:
+        plain, ahead = (
+            [
+                (answer.path, answer.label, answer.top, answer.sha256, answer.error)
+                for answer in predictor.predict(paths, batch, decode_threads=count)
+            ]
+            for count in (0, threads)
+        )
+    assert ahead == plain
+    for path, answer in zip(paths, ahead, strict=True):
+        if answer[4] is None:
+            assert answer[3] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sum(answer[4] is not None for answer in ahead) == 2
+
+
+def test_times_are_those_of_their_steps(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step takes is booked on that step, and a run's time is shared among the images of its batch."""
+    bundle = Bundle.open(bundle_folder)
+    paths = sorted((bundle_folder / "goldens").glob("*.png"))[:4]
+    to_picture, fit = images.to_picture, images.fit
+
+    def slow_picture(*arguments: object) -> object:
+        time.sleep(0.020)
+        return to_picture(*arguments)  # type: ignore[arg-type]
+
+    def slow_fit(*arguments: object) -> object:
+        time.sleep(0.040)
+        return fit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "to_picture", slow_picture)
+    monkeypatch.setattr(images, "fit", slow_fit)
+    with Predictor(bundle, options=SessionOptions(threads=1)) as predictor:
+        run = predictor.session._run
+
+        def slow_run(feeds: object) -> object:
+            time.sleep(0.080)
+            return run(feeds)  # type: ignore[arg-type]
+
+        predictor.session._run = slow_run  # type: ignore[assignment]
+        for answer in predictor.predict(paths, batch=4):
+            assert answer.ms is not None
+            assert answer.ms.decode >= 20
+            assert answer.ms.preprocess >= 40
+            assert answer.ms.inference >= 20
+
+
+def test_the_halves_of_preprocessing_are_the_whole() -> None:
+    """Decoding and fitting apart, as they are timed, give what `decode` gives."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    data = images.encode_png(pixels)
+    for channels in (1, 3):
+        wanted = Preprocess(height=9, width=11, channels=channels, fit="crop")
+        np.testing.assert_array_equal(prepare(data, wanted).pixels, images.decode(data, wanted))
+    assert prepare(data, SMALL).sha256 == hashlib.sha256(data).hexdigest()
