@@ -66,7 +66,7 @@ def keep_memory(blocks: int) -> None:
     In a thread that is not the main one the C library gives it back and takes it anew for every image, which costs a
     fifth of decoding a JPEG of 640x480. (Pillow's documentation, "Block allocator"; the same as PILLOW_BLOCKS_MAX.)
     """
-    keep = getattr(Image.core, "set_blocks_max", None)  # of the C module, which has no other door
+    keep = getattr(getattr(Image, "core", None), "set_blocks_max", None)  # of the C module, which has no other door
     if keep is not None and "PILLOW_BLOCKS_MAX" not in os.environ:
         keep(blocks)
 

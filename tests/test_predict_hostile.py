@@ -111,7 +111,7 @@ def measured(*arguments: str | Path) -> tuple[list[dict[str, object]], int, str,
     peak = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
     assert peak is not None, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return lines, done.returncode, done.stderr.partition("\nName:")[0], int(peak.group(1)) // 1024
+    return lines, done.returncode, re.split(r"^Name:", done.stderr, flags=re.M)[0], int(peak.group(1)) // 1024
 
 
 def test_bombs_are_refused_within_little_memory(bundle_folder: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_largest_images_are_taken_one_at_a_time(bundle_folder: Path, tmp_pat
     found, code, err, peak = measured(bundle_folder, tmp_path, "--decode-threads", "3")
     assert (code, err.strip()) == (0, "")
     assert [answer["sha256"] for answer in found] == [hashlib.sha256(data).hexdigest()] * 3
-    assert peak < 640, "one takes 64 MB decoded, 256 as RGB and 64 in grey, beside 60 of the program"
+    assert peak < 700, "one takes 64 MB decoded, 256 as RGB, 64 in grey; the program 60, what Pillow keeps up to 96"
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB with a key", "L with a key"])
