@@ -240,7 +240,8 @@ def test_importing_an_area_imports_nothing_heavy(area: str) -> None:
     wanted = areas()[area]
     names = fresh("import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)", *wanted)
     assert set(wanted) <= set(names)
-    assert not heavy(names)
+    allowed = {"aiohttp", "prometheus_client"} if area == "serving" else set()
+    assert not heavy(names) - allowed
     assert not [name for name in names if name.startswith(TORCH_CODE)]
 
 

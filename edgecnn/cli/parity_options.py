@@ -25,7 +25,7 @@ def output_options(command: Decorated) -> Decorated:
         click.option("--junit", type=_FILE, help="Write the verdicts as JUnit XML, for CI."),
         click.option("--keep", type=_FILE, help="Keep every answer in this file, to be judged again."),
         click.option("--replay", type=_HERE, metavar="FILE", help="Judge what --keep wrote; with a second FILE, that one's answers against this one's."),
-        click.option("--localize", is_flag=True, help="Where an ONNX candidate fails, find the first block that differs."),
+        click.option("--localize", is_flag=True, help="Find the first block of each ONNX candidate that differs as rounding does not explain, whether it failed or not."),
     )  # fmt: skip
     for option in reversed(added):
         command = option(command)

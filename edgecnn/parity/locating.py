@@ -1,13 +1,13 @@
-"""Localize what failed: from a report to the first block at fault of each float or quantized ONNX candidate."""
+"""Localize a difference: from a report to the first block at fault of each float or quantized ONNX candidate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgecnn.errors import EdgecnnError
-from edgecnn.parity.judge import ParityReport
+from edgecnn.parity.judge import Cell, ParityReport
 from edgecnn.parity.samples import Samples, spread
 from edgecnn.parity.subject import Subject, load_model
 from edgecnn.parity.verdict import Verdict
@@ -26,7 +26,7 @@ def locate(
     report: ParityReport,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Localization]:
-    """Look into every candidate whose computation or decisions failed; what cannot be looked into is said.
+    """Look into every candidate, for a fault may pass both questions; what cannot be looked into is said.
 
     The reference is a bundle's checkpoint or the reference's ONNX file, in float64, and an ONNX model's own graph.
     """
@@ -34,19 +34,24 @@ def locate(
     from edgecnn.parity.localize.cut import open_with
 
     found: list[Localization] = []
-    wrong = [cell for cell in report.cells if _failed(cell.computation.verdict, cell.decisions)]
-    for cell in wrong:
+    for cell in report.cells:
         ref = BackendRef.parse(cell.candidate)
         try:
             artifact = subject.artifact(ref)
-            if artifact.format != "onnx" or cell.computation.distance is None:
-                say(f"edgecnn: {cell.candidate} cannot be localized: {cell.computation.reason if artifact.format == 'onnx' else 'it is no ONNX file'}")  # fmt: skip
+            if artifact.format != "onnx":
+                say(f"edgecnn: {cell.candidate} cannot be localized: it is no ONNX file")
                 continue
             feeds = next(samples.batches(_IMAGES, spread(samples.record.n, _IMAGES, samples.batch)))
             side = _side(subject, reference)
             found.append(
                 localize(
-                    side, load_model(artifact), feeds, open_with(ref), tolerance=report.tolerance, name=cell.candidate
+                    side,
+                    load_model(artifact),
+                    feeds,
+                    open_with(ref),
+                    tolerance=report.tolerance,
+                    name=cell.candidate,
+                    failed=_failed(cell),
                 )
             )
         except EdgecnnError as error:
@@ -54,8 +59,9 @@ def locate(
     return found
 
 
-def _failed(computation: Verdict, decisions: Any) -> bool:
-    return computation is Verdict.FAIL or (decisions is not None and decisions.verdict is Verdict.FAIL)
+def _failed(cell: Cell) -> bool:
+    verdicts = (cell.computation.verdict, *(one.verdict for one in cell.steadiness))
+    return Verdict.FAIL in verdicts or (cell.decisions is not None and cell.decisions.verdict is Verdict.FAIL)
 
 
 def _side(subject: Subject, reference: BackendRef | None) -> Side:

@@ -222,7 +222,9 @@ def _signature(artifact: Artifact) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
         if not value.type.HasField("tensor_type"):
             kind = (value.type.WhichOneof("value") or "something").removesuffix("_type")
-            raise BackendError(f"{artifact.path}: {value.name!r} is a {kind} and no tensor; export it with tensors alone")
+            raise BackendError(
+                f"{artifact.path}: {value.name!r} is a {kind} and no tensor; export it with tensors alone"
+            )
         tensor = value.type.tensor_type
         shape = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
         return TensorSpec(name=value.name, shape=shape, dtype=str(tensor_dtype_to_np_dtype(tensor.elem_type)))
