@@ -11,6 +11,7 @@ import numpy as np
 from edgecnn import host
 from edgecnn.backends.base import Array, CheckedSession, SessionOptions, Tensors
 from edgecnn.errors import BackendError, BundleError, CheckpointError, DataError
+from edgecnn.host import Host
 from edgecnn.parity.computation import find_fault
 from edgecnn.parity.recording import EXPORTED, SideArrays, SideRecord
 from edgecnn.parity.running import join, run_batch
@@ -125,7 +126,8 @@ class Side:
         self.arrays = SideArrays(answers=outputs)
 
     def record(self) -> SideRecord:
-        """Say what ran where."""
+        """Say what ran where; a session on another machine brings that machine's fingerprint."""
+        there: Host | None = getattr(self.session.inner, "host", None) if self.session else None
         return SideRecord(
             ref=self.ref,
             artifact=self.artifact,
@@ -133,13 +135,18 @@ class Side:
             quantized=self.quantized,
             sha256=self.file.sha256 if self.file else None,
             device=self.device,
-            runtime=self.runtime,
-            threads=host.usable_threads(),
+            runtime=self.runtime if there is None else _runtime_of(there),
+            threads=host.usable_threads() if there is None else there.usable_threads,
             recorded_here=self.recorded_here,
             error=self.error,
             recorded_from=self.recorded_from,
             unsteady=self.failed,
         )
+
+
+def _runtime_of(machine: Host) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items() if "onnxruntime" in name)
+    return f"{versions or 'an unknown runtime'} on {machine.cpu}"
 
 
 def fault_of(outputs: Mapping[str, Array], softmaxed: bool) -> str | None:
