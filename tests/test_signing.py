@@ -401,3 +401,17 @@ def test_export_refuses_a_wrong_key_at_once(run_folder: Path, tmp_path: Path) ->
     assert message in done.stderr
     assert "exporting" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_answers_are_given_only_by_what_was_signed(command: str, bundle_copy: Path, key: Path) -> None:
+    """With --key, predict and serve answer by no bundle that is not signed, and say so with exit code 3."""
+    image = [str(next((bundle_copy / "goldens").glob("*.png")))] if command == "predict" else ["--port", "0"]
+    result = CliRunner().invoke(cli, [command, str(bundle_copy), *image, "--key", str(public_of(key))])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "sign" in result.stderr
+    if command == "predict":
+        assert CliRunner().invoke(cli, ["sign", str(bundle_copy), str(key)]).exit_code == 0
+        answered = CliRunner().invoke(cli, [command, str(bundle_copy), *image, "--key", str(public_of(key))])
+        assert answered.exit_code == 0, answered.output

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from edgecnn.cli.options import backend_type, existing, print_json, say
+from edgecnn.cli.options import backend_type, existing, key_option, print_json, say
 from edgecnn.errors import UsageError
 from edgecnn.spec import BackendRef
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("predict")
 @click.argument("bundle", type=existing)
+@key_option
 @click.argument("images", nargs=-1, metavar="[IMAGE|FOLDER|PATTERN|-]...")
 @click.option(
     "--watch",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line (JSON Lines).")
 def command(
     bundle: Path,
+    key: Path | None,
     images: tuple[str, ...],
     watch: Path | None,
     video: str | None,
@@ -101,7 +103,7 @@ def command(
     from edgecnn.predict import Predictor
 
     source = _source(images, watch, video, every, fps)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, key)
     choice = chosen(opened, backend, threads)
     if choice.notice:
         say(f"edgecnn: {choice.notice}")

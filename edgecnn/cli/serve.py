@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecnn.cli.options import backend_type, existing, say
+from edgecnn.cli.options import backend_type, existing, key_option, say
 from edgecnn.errors import MissingPackageError, UsageError
 from edgecnn.spec import BackendRef
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("serve")
 @click.argument("bundle", type=existing)
+@key_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; other machines reach 0.0.0.0.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: one that is free.")
 @click.option(
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 )
 def command(
     bundle: Path,
+    key: Path | None,
     host: str,
     port: int,
     backend: BackendRef | None,
@@ -111,7 +113,7 @@ def command(
         body=max_body << 20, bodies=max(Limits.bodies, 2 * max_body << 20), queue=queue, max_batch=max_batch,
         max_delay=max_delay_ms / 1e3, receive=timeout, answer=timeout,
     )  # fmt: skip
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, key)
     choice = chosen(opened, backend, threads)
     app = make_app(opened, choice.ref, choice.options, limits, access=access)
     service = app[SERVICE]

@@ -1,4 +1,4 @@
-"""What edgecnn adds to bare ONNX Runtime: in a loop in one process, and as a whole command."""
+"""What edgecnn adds to bare ONNX Runtime, in a loop and as a whole command, and what torch takes for the same image."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ options.intra_op_num_threads = 1
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 pixels = np.asarray(Image.open(sys.argv[2]).convert("L"))[None, :, :, None]
 probabilities = session.run(["probabilities"], {"image": pixels})[0][0]
+for index in np.argsort(-probabilities)[:3]:
+    print(index, probabilities[index])
+"""
+
+TORCH = """
+import sys
+import numpy as np
+import torch
+from PIL import Image
+from edgecnn.nets import Deployed
+from edgecnn.training.checkpoint import parse_checkpoint
+torch.set_num_threads(1)
+checkpoint = parse_checkpoint(open(sys.argv[1], "rb").read(), sys.argv[1])
+net = Deployed(checkpoint.build(), checkpoint.preprocess).eval()
+pixels = torch.from_numpy(np.array(Image.open(sys.argv[2]).convert("L"))[None, :, :, None])
+with torch.inference_mode():
+    probabilities = torch.softmax(net.logits(pixels), 1)[0].numpy()
 for index in np.argsort(-probabilities)[:3]:
     print(index, probabilities[index])
 """
@@ -79,11 +96,20 @@ def whole_command(bundle: Path) -> None:
             ],
             "script": [sys.executable, str(script), str(bundle / f"{default}.onnx"), golden],
         }
-        sides = {
-            name: lambda command=command: subprocess.run(command, check=True, capture_output=True)
-            for name, command in commands.items()
-        }
+        sides = {name: lambda command=command: run(command) for name, command in commands.items()}
         print_ratio("whole command, one.png", interleave(sides, 25, 1), 1e3, "ms", 1.3)
+        torch_script = Path(folder) / "torch_road.py"
+        torch_script.write_text(TORCH)
+        torch_road = [sys.executable, str(torch_script), str(bundle / "model.safetensors"), golden]
+        roads = {"torch": lambda: run(torch_road), "edgecnn": sides["edgecnn"]}
+        print_ratio(
+            "one.png by torch, its import and the checkpoint's load with it", interleave(roads, 9, 1), 1e3, "ms"
+        )
+
+
+def run(command: list[str]) -> None:
+    """Run a command to its end."""
+    subprocess.run(command, check=True, capture_output=True)
 
 
 if __name__ == "__main__":
