@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
+from edgecnn.cli import cli
 from edgecnn.errors import BackendError, ContractError, DamagedError, DeviceError, RegistryError, UsageError
 from edgecnn.predict import Predictor, artifact_for, find_images
 from edgecnn.spec import BackendRef
@@ -335,3 +337,27 @@ def test_a_rank_that_makes_no_sense_is_refused(predictor: Predictor, top: int, t
     """Fewer than one label, and a threshold that is no probability, are refused."""
     with pytest.raises(UsageError, match="at least 1, and the threshold from 0 to 1"):
         predictor.rank(np.full(10, 0.1, dtype=np.float32), top, threshold)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads"), [(["FOLDER"], 1), (["ONE"], None), (["FOLDER", "--decode-threads", "0"], None), (["FOLDER", "--threads", "2"], 2)]
+)  # fmt: skip
+def test_the_model_takes_one_thread_beside_those_that_decode(
+    arguments: list[str], threads: int | None, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder the cores decode, so the model runs on one thread; for one file, or where the person says so, it does not."""
+    from edgecnn import predict
+
+    asked = []
+    real = predict.Predictor.__init__
+
+    def noted(self: Predictor, bundle: Bundle, ref: Any = None, options: Any = None) -> None:
+        asked.append(options.threads)
+        real(self, bundle, ref, options)
+
+    monkeypatch.setattr(predict.Predictor, "__init__", noted)
+    goldens = bundle_folder / "goldens"
+    places = {"FOLDER": str(goldens), "ONE": str(next(goldens.glob("*.png")))}
+    result = CliRunner().invoke(cli, ["predict", str(bundle_folder), *(places.get(word, word) for word in arguments)])
+    assert result.exit_code == 0, result.output
+    assert asked == [threads]

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads of the backend.  [default: what `tune` found here, else all that this process may use]",
+    help="Threads of the backend.  [default: what `tune` found here, else 1 beside threads that decode, all that this process may use without]",
 )
 @click.option(
     "--decode-threads",
@@ -97,6 +97,8 @@ def command(
       edgecnn predict bundles/photos --watch /srv/incoming --threshold 0.8 --json
       edgecnn predict bundles/photos --video /dev/video0 --fps 2
     """  # fmt: skip
+    from dataclasses import replace
+
     from edgecnn.bundle import Bundle
     from edgecnn.device.profile import chosen
     from edgecnn.host import usable_threads
@@ -110,8 +112,13 @@ def command(
     one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
     if decode_threads is None:
         decode_threads = 0 if one else usable_threads()
+    options = choice.options
+    if decode_threads and options.threads is None:
+        options = replace(
+            options, threads=1
+        )  # the cores are busy with decoding, and the model's threads would wait for them
     live = bool(watch or video or "-" in images)
-    with Predictor(opened, choice.ref, choice.options) as predictor:
+    with Predictor(opened, choice.ref, options) as predictor:
         _print_all(
             predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live), as_json
         )
