@@ -122,7 +122,7 @@ def test_a_compressed_bomb_is_413(bundle: Bundle, coding: str) -> None:
         ("br", b"x", 415),
         ("gzip, gzip", b"x", 415),
         ("gzip", b"no gzip", 400),
-        ("gzip", gzip.compress(b"{}")[:-4], 400),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-4], 400),
         ("deflate", zlib.compress(b"{}") + b"more", 400),
         ("gzip", b"", 400),
     ],
