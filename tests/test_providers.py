@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -55,6 +56,7 @@ class FakeOrt:
     """An ONNX Runtime whose plugin lists these kinds of device and whose sessions place nodes as told."""
 
     __version__ = "1.32.0"
+    GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel
 
     def __init__(self, kinds: Sequence[str] = ("NPU",), placed: Sequence[tuple[str, list[str]]] = (RELU,)) -> None:
         self.kinds = kinds

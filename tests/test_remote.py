@@ -257,7 +257,7 @@ def test_parity_compares_what_the_box_answers(
     cell = json.loads(result.stdout)["cells"][0]
     assert (cell["candidate"], cell["computation"]["verdict"]) == ("remote:fp32@box", "PASS")
     here = fingerprint()
-    assert cell["side"]["runtime"] == f"onnxruntime {here.packages['onnxruntime']} on {here.cpu}"
+    assert cell["where"]["runtime"] == f"onnxruntime {here.packages['onnxruntime']} on {here.cpu}"
     (tmp_path / "sitecustomize.py").write_text(
         "import edgecnn.backends.onnxruntime as one\nrun = one.OnnxRuntimeSession.run\n"
         "def larger(self, feeds): return {k: v * v.dtype.type(1.1) for k, v in self._true(feeds).items()}\n"

@@ -56,7 +56,7 @@ def infer(server: Server, request: dict[str, Any], binary: bytes = b"", **header
     """Ask for an inference with JSON and, behind it, binary data."""
     head = json.dumps(request).encode()
     sent = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
-    return server.ask("/v2/models/digits/infer", head + binary, {**sent, **headers})
+    return server.ask("/v2/models/bundle/infer", head + binary, {**sent, **headers})
 
 
 def tensor(pixels: npt.NDArray[np.uint8], **more: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def test_json_tensors_give_what_the_model_gives(
         answer = infer(server, {"id": "seven", "inputs": [tensor(pixels, data=data)]})
         assert answer.status == 200, answer.body
         got = answer.json
-        assert (got["id"], got["model_name"], got["model_version"]) == ("seven", "digits", "1")
+        assert (got["id"], got["model_name"], got["model_version"]) == ("seven", "bundle", "1")
         assert [output["name"] for output in got["outputs"]] == list(truth)
         for output in got["outputs"]:
             expected = truth[output["name"]][:3]
@@ -185,7 +185,7 @@ def test_binary_tensors_give_what_the_model_gives(
     if coding:
         body = gzip.compress(body) if coding == "gzip" else zlib.compress(body)
         headers |= {"Content-Encoding": coding, "Accept-Encoding": coding}
-    answer = server.ask("/v2/models/digits/versions/1/infer", body, headers)
+    answer = server.ask("/v2/models/bundle/versions/1/infer", body, headers)
     assert answer.status == 200, answer.body
     assert answer.headers.get("Content-Encoding") == coding
     received = answer.body
@@ -269,7 +269,7 @@ def test_bad_inference_requests_are_400(server: Server, case: str) -> None:
     """A request that is no such request, or whose tensors are not the model's, is a 400 that says what is wrong."""
     request, said = BAD_REQUESTS[case]
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
-    answer = server.ask("/v2/models/digits/infer", body)
+    answer = server.ask("/v2/models/bundle/infer", body)
     assert answer.status == 400, answer.body
     assert said in answer.json["error"]
 
@@ -277,7 +277,7 @@ def test_bad_inference_requests_are_400(server: Server, case: str) -> None:
 @pytest.mark.parametrize("length", ["-1", "1e3", "99999999", "x", "", "9" * 5000])
 def test_a_wrong_header_length_is_400(server: Server, length: str) -> None:
     """An Inference-Header-Content-Length that is no number, or longer than the body, is a 400."""
-    answer = server.ask("/v2/models/digits/infer", b"{}", {"Inference-Header-Content-Length": length})
+    answer = server.ask("/v2/models/bundle/infer", b"{}", {"Inference-Header-Content-Length": length})
     assert answer.status == 400
     assert "Inference-Header-Content-Length" in answer.json["error"]
 
@@ -297,8 +297,8 @@ def test_bytes_that_belong_to_no_input_are_400(server: Server) -> None:
         ("/nothing", "GET", 404),
         ("/v2/models/other", "GET", 404),
         ("/v2/models/other/infer", "POST", 404),
-        ("/v2/models/digits/versions/2/infer", "POST", 404),
-        ("/v2/models/digits/infer", "GET", 405),
+        ("/v2/models/bundle/versions/2/infer", "POST", 404),
+        ("/v2/models/bundle/infer", "GET", 405),
         ("/predict", "GET", 405),
         ("/predict/../../etc/passwd", "GET", 404),
         ("/bundle/../manifest.json", "GET", 404),
@@ -315,15 +315,15 @@ def test_unknown_places_are_json_errors(server: Server, path: str, method: str, 
 
 def test_metadata_is_the_manifests(bundle: Bundle, server: Server) -> None:
     """The model's name, inputs and outputs are those of the manifest, with -1 for the batch; the config leaves it out."""
-    model = server.ask("/v2/models/digits").json
+    model = server.ask("/v2/models/bundle").json
     for side in ("inputs", "outputs"):
         described = [(spec.name, [-1, *spec.shape[1:]]) for spec in getattr(bundle.manifest, side)]
         assert [(entry["name"], entry["shape"]) for entry in model[side]] == described
-    config = server.ask("/v2/models/digits/versions/1/config").json
+    config = server.ask("/v2/models/bundle/versions/1/config").json
     assert config["input"][0]["dims"] == list(bundle.manifest.preprocess.shape)
     assert (config["input"][0]["data_type"], config["max_batch_size"]) == ("TYPE_UINT8", 8)
     assert server.ask("/v2").json["name"] == "edgecnn"
-    assert server.ask("/v2/models").json == {"models": ["digits"]}
+    assert server.ask("/v2/models").json == {"models": ["bundle"]}
 
 
 def test_metrics_count_what_happens(bundle: Bundle) -> None:
@@ -335,7 +335,7 @@ def test_metrics_count_what_happens(bundle: Bundle) -> None:
         server.ask("/v2/models/other")
         server.ask("/made-up-by-a-client")
         page = server.ask("/metrics")
-        stats = server.ask("/v2/models/digits/stats").json["model_stats"][0]
+        stats = server.ask("/v2/models/bundle/stats").json["model_stats"][0]
     assert page.headers["Content-Type"].startswith("text/plain")
     assert sample(page.body, 'edgecnn_requests_total{route="/predict",status="200"}') == 3
     assert sample(page.body, 'edgecnn_requests_total{route="/predict",status="400"}') == 1
@@ -377,7 +377,7 @@ def test_a_token_is_asked_for(bundle: Bundle) -> None:
     with serving(make_app(bundle, FP32, ONE_THREAD, token="right-one")) as server:
         for path in ("/v2/health/live", "/v2/health/ready", "/"):
             assert server.ask(path).status == 200, path
-        for path in ("/v2", "/v2/models/digits", "/metrics", "/nothing", "/bundle/manifest.json"):
+        for path in ("/v2", "/v2/models/bundle", "/metrics", "/nothing", "/bundle/manifest.json"):
             assert server.ask(path).status == 401, path
             assert server.ask(path, headers={"Authorization": "Bearer right-one"}).status != 401, path
         for header in ("Bearer wrong", "right-one", "Basic right-one", "Bearer right-one2", "Bearer \xff", "Bearer"):

@@ -111,7 +111,7 @@ def test_a_compressed_bomb_is_413(bundle: Bundle, coding: str) -> None:
     bomb = pack(bytes(64 * MB))
     assert len(bomb) < 100_000
     with serving(make(bundle)) as server:
-        answer = server.ask("/v2/models/digits/infer", bomb, {"Content-Encoding": coding})
+        answer = server.ask("/v2/models/bundle/infer", bomb, {"Content-Encoding": coding})
         assert answer.status == 413
         until(lambda: sample(server.ask("/metrics").body, "edgecnn_body_bytes") == 0)
 
@@ -130,7 +130,7 @@ def test_a_compressed_bomb_is_413(bundle: Bundle, coding: str) -> None:
 def test_bad_codings_are_refused(bundle: Bundle, coding: str, body: bytes, expected: int) -> None:
     """An unknown coding is 415; a stream that is damaged, cut short or followed by more is 400."""
     with serving(make(bundle)) as server:
-        answer = server.ask("/v2/models/digits/infer", body, {"Content-Encoding": coding})
+        answer = server.ask("/v2/models/bundle/infer", body, {"Content-Encoding": coding})
     assert (answer.status, list(answer.json)) == (expected, ["error"])
 
 
@@ -264,7 +264,7 @@ def test_a_client_that_does_not_read_is_cut_off(bundle: Bundle) -> None:
         "parameters": {"binary_data_size": rows.nbytes},
     }
     head = json.dumps({"inputs": [tensor]}).encode()
-    sent = post("/v2/models/digits/infer", head + rows.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
+    sent = post("/v2/models/bundle/infer", head + rows.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
     with serving(make(bundle, idle=0.5)) as server, server.connect() as client:
         client.sendall(sent)
         name = 'edgecnn_rejected_total{reason="idle"}'

@@ -64,16 +64,16 @@ def test_the_client_learns_what_is_served(client: Any, bundle: Bundle) -> None:
     """Health, metadata, configuration, repository and statistics are what the client expects them to be."""
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert client.is_model_ready("digits", headers=TOKEN)
-    assert client.is_model_ready("digits", "1", headers=TOKEN)
+    assert client.is_model_ready("bundle", headers=TOKEN)
+    assert client.is_model_ready("bundle", "1", headers=TOKEN)
     assert not client.is_model_ready("other", headers=TOKEN)
-    assert not client.is_model_ready("digits", "2", headers=TOKEN)
+    assert not client.is_model_ready("bundle", "2", headers=TOKEN)
     assert "binary_tensor_data" in client.get_server_metadata(headers=TOKEN)["extensions"]
-    metadata = client.get_model_metadata("digits", headers=TOKEN)
+    metadata = client.get_model_metadata("bundle", headers=TOKEN)
     assert [output["name"] for output in metadata["outputs"]] == [spec.name for spec in bundle.manifest.outputs]
-    assert client.get_model_config("digits", "1", headers=TOKEN)["max_batch_size"] > 0
+    assert client.get_model_config("bundle", "1", headers=TOKEN)["max_batch_size"] > 0
     assert client.get_model_repository_index(headers=TOKEN)[0]["state"] == "READY"
-    assert client.get_inference_statistics("digits", headers=TOKEN)["model_stats"][0]["name"] == "digits"
+    assert client.get_inference_statistics("bundle", headers=TOKEN)["model_stats"][0]["name"] == "bundle"
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -84,7 +84,7 @@ def test_inference_gives_predictors_answers(
     """Inputs and outputs as JSON or binary, chosen or left to the client, give `Predictor`'s floats bit for bit."""
     pixels = bundle.goldens().pixels
     wanted = None if binary_out is None else [triton.InferRequestedOutput("probabilities", binary_data=binary_out)]
-    result = client.infer("digits", given(pixels, binary_in), outputs=wanted, request_id="r1", headers=dict(TOKEN))
+    result = client.infer("bundle", given(pixels, binary_in), outputs=wanted, request_id="r1", headers=dict(TOKEN))
     assert result.get_response()["id"] == "r1"
     got = result.as_numpy("probabilities")
     assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
@@ -98,7 +98,7 @@ def test_compression_changes_nothing(
 ) -> None:
     """Requests and answers compressed by the client's own choice give the same bits, and the answer was compressed."""
     result = client.infer(
-        "digits", given(bundle.goldens().pixels, True), headers=dict(TOKEN),
+        "bundle", given(bundle.goldens().pixels, True), headers=dict(TOKEN),
         request_compression_algorithm=coding, response_compression_algorithm=coding,
     )  # fmt: skip
     assert result.as_numpy("probabilities").tobytes() == expected.tobytes()
@@ -110,7 +110,7 @@ def test_concurrent_requests_each_get_their_own(server: Server, bundle: Bundle, 
     with triton.InferenceServerClient(server.place, concurrency=8) as client:
         order = [index % len(pixels) for index in range(100)]
         asked = [
-            client.async_infer("digits", given(pixels[index : index + 1], True), headers=dict(TOKEN)) for index in order
+            client.async_infer("bundle", given(pixels[index : index + 1], True), headers=dict(TOKEN)) for index in order
         ]
         got = [request.get_result().as_numpy("probabilities") for request in asked]
     assert np.concatenate(got).tobytes() == expected[order].tobytes()
@@ -119,7 +119,7 @@ def test_concurrent_requests_each_get_their_own(server: Server, bundle: Bundle, 
 def test_classification_is_read(client: Any, bundle: Bundle, expected: npt.NDArray[np.float32]) -> None:
     """The client's class_count gives strings of value, index and label, likeliest first."""
     wanted = [triton.InferRequestedOutput("probabilities", class_count=3)]
-    result = client.infer("digits", given(bundle.goldens().pixels[:2], True), outputs=wanted, headers=dict(TOKEN))
+    result = client.infer("bundle", given(bundle.goldens().pixels[:2], True), outputs=wanted, headers=dict(TOKEN))
     words = result.as_numpy("probabilities")
     assert words.shape == (2, 3)
     value, index, label = words[0, 0].decode().split(":")
@@ -133,12 +133,12 @@ def test_mistakes_are_the_clients_exceptions(client: Any, bundle: Bundle) -> Non
     cases = [
         (lambda: client.infer("other", given(pixels, True), headers=dict(TOKEN)), "404", "no model is called 'other'"),
         (
-            lambda: client.infer("digits", given(pixels[:, :4], True), headers=dict(TOKEN)),
+            lambda: client.infer("bundle", given(pixels[:, :4], True), headers=dict(TOKEN)),
             "400",
             "the model takes UINT8",
         ),
-        (lambda: client.infer("digits", given(pixels, True)), "401", "token"),
-        (lambda: client.load_model("digits", headers=TOKEN), "404", "Not Found"),
+        (lambda: client.infer("bundle", given(pixels, True)), "401", "token"),
+        (lambda: client.load_model("bundle", headers=TOKEN), "404", "Not Found"),
         (lambda: client.get_system_shared_memory_status(headers=TOKEN), "404", "Not Found"),
     ]
     for ask, status, said in cases:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgecnn import host
+from edgecnn.backends import providers
 from edgecnn.backends.base import CheckedSession, SessionOptions, Tensors, open_session
 from edgecnn.backends.onnxruntime import OnnxRuntimeBackend
 from edgecnn.bundle import Bundle
@@ -30,6 +31,12 @@ from edgecnn.spec import BackendRef
 
 FP32, INT8 = BackendRef.parse("onnxruntime:fp32"), BackendRef.parse("onnxruntime:int8")
 CUDA = BackendRef.parse("onnxruntime:fp32@cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plugins that happen to be installed: what is tuned is then the same on every machine."""
+    monkeypatch.setattr(providers, "plugins", dict)
 
 
 @pytest.fixture

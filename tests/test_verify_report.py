@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from edgecnn.backends import providers
 from edgecnn.bundle import Bundle
 from edgecnn.cli import cli
 from edgecnn.device import verify
@@ -23,6 +25,14 @@ from edgecnn.report.verify import verify_text
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plugins() -> Iterator[None]:
+    """Leave out the plugins that happen to be installed: what is verified is then the same on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "plugins", dict)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ def command(bundle: Path, key: Path) -> None:
 
     \b
     Examples:
-      openssl genpkey -algorithm ed25519 -out release.pem && openssl pkey -in release.pem -pubout -out release.pub.pem
       edgecnn sign bundles/photos release.pem
       edgecnn verify bundles/photos --key release.pub.pem
+      openssl genpkey -algorithm ed25519 -out release.pem && openssl pkey -in release.pem -pubout -out release.pub.pem
     """  # fmt: skip
     from edgecnn.bundle import sign_bundle
 

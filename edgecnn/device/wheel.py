@@ -63,9 +63,13 @@ def _modules() -> Iterator[tuple[str, bytes]]:
 
 
 def _licences(distribution: metadata.Distribution) -> Iterator[tuple[str, bytes]]:
-    for file in distribution.files or ():
-        if file.parent.name == "licenses":
-            yield file.name, file.read_binary()
+    """Read the licence where the installation has it, or else beside the sources, from which it runs then."""
+    found = [file for file in distribution.files or () if file.parent.name == "licenses"]
+    for file in found:
+        yield file.name, file.read_binary()
+    beside = Path(__file__).parents[2] / "LICENSE"
+    if not found and beside.is_file():
+        yield beside.name, beside.read_bytes()
 
 
 def _record(files: dict[str, bytes], own: str) -> bytes:
