@@ -186,6 +186,7 @@ def test_an_old_onnx_runtime_says_so_only_when_asked(model: Artifact, monkeypatc
         get_available_providers=lambda: ["CPUExecutionProvider"],
         SessionOptions=FakeOrt().SessionOptions,
         InferenceSession=object,
+        GraphOptimizationLevel=onnxruntime.GraphOptimizationLevel,
     )
     line = refused(monkeypatch, ort, model)
     assert "need ONNX Runtime 1.24 or newer, this is 1.20.1" in line
