@@ -223,9 +223,9 @@ def test_folders_follow_the_xdg_specification() -> None:
     def listed(**environment: str) -> list[str]:
         return [str(path).removesuffix("/edgecnn/profiles") for path in folders_of(environment)]
 
-    assert listed(HOME="/home/a") == ["/home/a/.config", "/etc/xdg"]
-    assert listed(HOME="/home/a", XDG_CONFIG_HOME="/c", XDG_CONFIG_DIRS="/d:/e") == ["/c", "/d", "/e"]
-    assert listed(HOME="/home/a", XDG_CONFIG_HOME="c", XDG_CONFIG_DIRS="d:/e") == ["/home/a/.config", "/e"]
+    assert listed(HOME="/h") == ["/h/.config", "/etc/xdg"]
+    assert listed(HOME="/h", XDG_CONFIG_HOME="/c", XDG_CONFIG_DIRS="/d:/e") == ["/c", "/d", "/e"]
+    assert listed(HOME="/h", XDG_CONFIG_HOME="c", XDG_CONFIG_DIRS="d:/e") == ["/h/.config", "/e"]
     assert listed() == ["/etc/xdg"]
 
 

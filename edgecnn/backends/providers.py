@@ -133,16 +133,21 @@ def insist(session: Any, provider: str, artifact: Artifact) -> None:
 
 def problem(device: str) -> str | None:
     """Say what keeps a plugin's device from being used, or None; in a process of its own, which a driver may crash."""
-    import subprocess  # only doctor needs it
+    return problem_apart(_PROBE, device, PROBE_SECONDS, "its plugin")
 
-    command = [sys.executable, "-c", _PROBE, device]
+
+def problem_apart(script: str, device: str, seconds: float, what: str) -> str | None:
+    """Run a script on a device in a process of its own; None where it ends well, else its last line or how `what` ended."""
+    import subprocess  # only doctor and verify need it
+
+    command = [sys.executable, "-c", script, device]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"its plugin did not answer within {PROBE_SECONDS} s"
+        return f"{what} did not answer within {seconds} s"
     if done.returncode == 0:
         return None
-    return (done.stdout.strip().splitlines() or [f"its plugin ended the process ({done.returncode})"])[-1]
+    return (done.stdout.strip().splitlines() or [f"{what} ended the process ({done.returncode})"])[-1]
 
 
 def look(device: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+from edgecnn.backends import providers
 from edgecnn.device.libraries import Missing, missing
 from edgecnn.errors import EdgecnnError
 
@@ -28,14 +27,7 @@ _CHILD = "import sys; from edgecnn.device import accelerators; accelerators.look
 
 def problem(device: str) -> str | None:
     """Say what keeps `cuda:N` or `tensorrt:N` from being used, or None: a session is made there and run."""
-    command = [sys.executable, "-c", _CHILD, device]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"it did not answer within {SECONDS} s"
-    if done.returncode == 0:
-        return None
-    return (done.stdout.strip().splitlines() or [f"it ended the process ({done.returncode})"])[-1]
+    return providers.problem_apart(_CHILD, device, SECONDS, "it")
 
 
 def look(device: str) -> None:
