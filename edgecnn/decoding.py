@@ -1,20 +1,24 @@
-"""From encoded bytes to pixels that a model takes, timed and hashed; one at a time, or ahead of the model in threads."""
+"""From encoded bytes to pixels that a model takes, timed and hashed; and work on the images of a source ahead in threads."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Generic, TypeVar
 
 from edgecnn import images
 from edgecnn.errors import ImageError
 from edgecnn.images import Pixels
 from edgecnn.sources import Found, Frame, NoImageError, name_of
 from edgecnn.spec import Preprocess
+
+Made = TypeVar("Made")
+_LAST = 5.0  # seconds that a thread has for its last image, which may be on a disk that does not answer
 
 
 @dataclass(frozen=True)
@@ -108,44 +112,54 @@ _PIXELS = _Room(images.MAX_PIXELS)
 _BYTES = _Room(images.MAX_BYTES)
 
 
-class _Slot:
+class _Slot(Generic[Made]):
     """The place of one image in the order of its source, from when a thread takes it up."""
 
     def __init__(self) -> None:
         self.filled = threading.Lock()
         self.filled.acquire()
-        self.content: Ready | BaseException | None = None  # None is the source's end
+        self.content: list[Made] = []
+        self.end: BaseException | None = None  # what ended the source or the work, where there is no content
 
 
-class Ahead:
-    """The images of a source, prepared by threads ahead of whoever takes them, in the order of the source.
+class Ahead(Generic[Made]):
+    """What `make` makes of the images of a source, in threads ahead of whoever takes it, in the order of the source.
 
-    At most `ahead` images are taken from the source and not yet from here: a source is not read faster than the model
-    answers. The source is read by the threads in turn; what it raises is raised here, after the images before it.
+    At most `ahead` images are taken from the source and not yet from here: a source is not read faster than it is
+    answered. The source is read by the threads in turn; what it or `make` raises is raised here, after what was before.
     """
 
-    def __init__(self, found: Iterable[Found], preprocess: Preprocess, threads: int, ahead: int) -> None:
+    def __init__(self, found: Iterable[Found], make: Callable[[Found], Made], threads: int, ahead: int) -> None:
         from queue import SimpleQueue
 
         self._found = iter(found)
-        self._preprocess = preprocess
+        self._make = make
         self._reading = threading.Lock()
         self._room = threading.Semaphore(ahead)
-        self._order: SimpleQueue[_Slot] = SimpleQueue()
+        self._order: SimpleQueue[_Slot[Made]] = SimpleQueue()
         self._ended = self._over = False
         self._error: BaseException | None = None
+        self._busy = [threading.Lock() for _ in range(threads)]
         images.keep_memory(2 * threads)  # each holds an image as decoded and the same in the model's colours
-        for _ in range(threads):
-            threading.Thread(target=self._work, daemon=True).start()
+        for busy in self._busy:
+            threading.Thread(target=self._work, args=(busy,), daemon=True).start()
 
-    def take(self, count: int, patient: bool = True) -> list[Ready]:
-        """Return the next `count` images; fewer at the end and, if not `patient`, where the source has no more for now.
+    def batches(self, count: int, patient: bool = True) -> Iterator[list[Made]]:
+        """Take until the end, as `take` does, and close."""
+        try:
+            while taken := self.take(count, patient):
+                yield taken
+        finally:
+            self.close()
+
+    def take(self, count: int, patient: bool = True) -> list[Made]:
+        """Return what was made of the next `count` images; fewer at the end and, if not `patient`, where no more is there.
 
         It waits for the first one in any case; none is the end.
         """
         from queue import Empty
 
-        taken: list[Ready] = []
+        taken: list[Made] = []
         while len(taken) < count and not self._over:
             try:
                 slot = self._order.get(block=patient or not taken)
@@ -153,42 +167,50 @@ class Ahead:
                 break
             slot.filled.acquire()
             self._room.release()
-            if isinstance(slot.content, Ready):
-                taken.append(slot.content)
+            if slot.content:
+                taken += slot.content
             else:
                 self._over = True
-                self._error = slot.content
+                self._error = slot.end
         if not taken and self._error is not None:
             raise self._error
         return taken
 
     def close(self) -> None:
-        """Let the threads end; one that waits for its source does so when that gives something."""
+        """Let the threads end: those that make something when that is made, one that waits for its source when it gives."""
         self._ended = self._over = True
         self._room.release()
+        for (
+            busy
+        ) in self._busy:  # a thread in a runtime's native code, when the process ends, takes it down with an abort
+            if busy.acquire(timeout=_LAST):
+                busy.release()
 
-    def _work(self) -> None:
+    def _work(self, busy: threading.Lock) -> None:
         while (slot := self._next()) is not None:
             found, place = slot
-            try:
-                place.content = ready(found, self._preprocess)
-            except BaseException as error:  # it is raised where the images are taken
-                place.content = error
-            place.filled.release()
+            with busy:
+                if self._over:
+                    break
+                try:
+                    place.content.append(self._make(found))
+                except BaseException as error:  # it is raised where the images are taken
+                    place.end = error
+                place.filled.release()
         self._room.release()  # for the next thread, to end as well
 
-    def _next(self) -> tuple[Found, _Slot] | None:
+    def _next(self) -> tuple[Found, _Slot[Made]] | None:
         """Take up the next image of the source; None is the end."""
         self._room.acquire()
         with self._reading:
             if self._ended:
                 return None
-            slot = _Slot()
+            slot = _Slot[Made]()
             try:
                 found = next(self._found)
             except BaseException as error:
                 self._ended = True
-                slot.content = None if isinstance(error, StopIteration) else error
+                slot.end = None if isinstance(error, StopIteration) else error
                 slot.filled.release()
                 self._order.put(slot)
                 return None

@@ -109,14 +109,22 @@ def _read_file(file: io.FileIO, path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read (Is a directory)")
     if not stat.S_ISREG(seen.st_mode):
         raise ImageError(f"{path}: a pipe or device and no file; what a pipe holds goes in by stdin, as `-`")
-    parts: list[bytes] = []
-    size = seen.st_size
-    while size <= MAX_BYTES and (chunk := file.read(max(0, seen.st_size - sum(map(len, parts))) + _CHUNK)):
+    if seen.st_size > MAX_BYTES:
+        raise _too_large(path)
+    data = file.read(seen.st_size + 1)
+    if len(data) == seen.st_size:  # and so its end was seen
+        return data
+    parts, size = [data], len(data)
+    while size <= MAX_BYTES and (chunk := file.read(_CHUNK)):  # it grows, or its file system gives no size
         parts.append(chunk)
-        size = sum(map(len, parts))  # which may be more than the file had when it was opened
+        size += len(chunk)
     if size > MAX_BYTES:
-        raise ImageError(f"{path}: over the limit of {MAX_BYTES >> 20} MB for an image")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        raise _too_large(path)
+    return b"".join(parts)
+
+
+def _too_large(path: Path) -> ImageError:
+    return ImageError(f"{path}: over the limit of {MAX_BYTES >> 20} MB for an image")
 
 
 def decode(data: bytes, preprocess: Preprocess, name: str = "image") -> Pixels:

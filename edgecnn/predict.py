@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from time import perf_counter
 
@@ -68,6 +69,7 @@ class Predictor:
         if (self.session.inputs, tuple(spec.name for spec in self.session.outputs)) != wanted:
             raise ContractError(f"{self.ref}: the artifact's inputs and outputs are not those that the manifest states")
         self._input = self.session.inputs[0].name
+        self._concurrent = self.ref.device == "cpu" and getattr(backend, "concurrent", False)
 
     def probabilities(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Give the probabilities (N, classes) of uint8 pixels (N, H, W, C)."""
@@ -123,11 +125,13 @@ class Predictor:
         threshold: float = 0.0,
         decode_threads: int = 0,
         patient: bool = True,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """Answer for every image of a source, in order, reading as it goes; a bad image is an answer with `error` set.
 
         With `decode_threads` the images are read and decoded ahead, and so is the source; with 0 each when it is needed.
-        A run is of `batch` images or, with threads and not `patient`, of those among them that are there already.
+        A run is of `batch` images or, with threads and not `patient`, of those among them that are there already. Where
+        sessions can be run by several threads at once, batches of one are run by the threads that decode: so all cores
+        are busy whether it is the decoder or the model that takes its time.
 
         Raises:
             UsageError: `batch` or `top` is below 1, `decode_threads` below 0, `threshold` not within 0 to 1.
@@ -135,29 +139,32 @@ class Predictor:
         """
         if batch < 1 or top < 1 or decode_threads < 0:
             raise UsageError("the batch size and the number of labels to show must be at least 1, threads 0 or more")
-        preprocess = self.bundle.manifest.preprocess
+        prepared = partial(ready, preprocess=self.bundle.manifest.preprocess)
+        answers = partial(self._answers, top=top, threshold=threshold)
         if not decode_threads:
             remaining = iter(found)
-            while chunk := [ready(one, preprocess) for one in islice(remaining, batch)]:
-                yield from self._chunk(chunk, top, threshold)
+            while chunk := [prepared(one) for one in islice(remaining, batch)]:
+                yield from answers(chunk)
             return
-        ahead = Ahead(found, preprocess, decode_threads, batch + 2 * decode_threads)
-        try:
-            while chunk := ahead.take(batch, patient):
-                yield from self._chunk(chunk, top, threshold)
-        finally:
-            ahead.close()
+        held = batch + 2 * decode_threads
+        if batch == 1 and self._concurrent:
+            for made in Ahead(found, lambda one: answers([prepared(one)]), decode_threads, held).batches(1, patient):
+                yield from made[0]
+        else:
+            for chunk in Ahead(found, prepared, decode_threads, held).batches(batch, patient):
+                yield from answers(chunk)
 
-    def _chunk(self, chunk: Sequence[Ready], top: int, threshold: float) -> Iterator[Prediction]:
+    def _answers(self, chunk: Sequence[Ready], top: int, threshold: float) -> list[Prediction]:
         good = [one.result.pixels for one in chunk if isinstance(one.result, Prepared)]
         start = perf_counter()
-        answers = iter(self.probabilities(np.stack(good)) if good else ())
+        probabilities = iter(self.probabilities(np.stack(good)) if good else ())
         share = 1e3 * (perf_counter() - start) / max(1, len(good))
-        for one in chunk:
-            if isinstance(one.result, Prepared):
-                yield self.answer(one.result, next(answers), share, top, threshold, one.name)
-            else:
-                yield Prediction(path=one.name, error=printable(one.result))
+        return [
+            self.answer(one.result, next(probabilities), share, top, threshold, one.name)
+            if isinstance(one.result, Prepared)
+            else Prediction(path=one.name, error=printable(one.result))
+            for one in chunk
+        ]
 
     def __enter__(self) -> Predictor:
         return self

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from edgecnn import images
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
-from edgecnn.decoding import Ahead, Prepared, Ready, _Room, prepare
+from edgecnn.decoding import Ahead, Prepared, Ready, _Room, prepare, ready
 from edgecnn.errors import ImageError, UsageError
 from edgecnn.images import Pixels
 from edgecnn.predict import Predictor
@@ -22,6 +23,7 @@ from edgecnn.sources import Found, Frame, NoImageError
 from edgecnn.spec import Preprocess
 
 SMALL = Preprocess(height=2, width=2, channels=3)
+small = partial(ready, preprocess=SMALL)
 SOON = 30.0  # seconds after which a test that waits has failed
 
 
@@ -35,17 +37,17 @@ def frame(number: int, before: Callable[[], object] = bool) -> Frame:
     return Frame(str(number), pixels, 0.0)
 
 
-def values(ready: list[Ready]) -> list[int]:
+def values(taken: list[Ready]) -> list[int]:
     """Read the numbers back, out of names and pixels."""
     found = []
-    for one in ready:
+    for one in taken:
         assert isinstance(one.result, Prepared)
         assert (one.result.pixels == int(one.name)).all()
         found.append(int(one.name))
     return found
 
 
-def drain(ahead: Ahead, count: int) -> list[list[int]]:
+def drain(ahead: Ahead[Ready], count: int) -> list[list[int]]:
     taken = []
     while batch := ahead.take(count):
         taken.append(values(batch))
@@ -57,7 +59,7 @@ def test_order_is_that_of_the_source(threads: int) -> None:
     """However long each image takes in its thread, they come in the order of the source, in full batches."""
     pauses = np.random.default_rng(threads).uniform(0, 0.004, 60)
     source = [frame(number, lambda pause=pause: time.sleep(pause)) for number, pause in enumerate(pauses)]
-    assert drain(Ahead(source, SMALL, threads, 7), 8) == [
+    assert drain(Ahead(source, small, threads, 7), 8) == [
         list(range(start, min(start + 8, 60))) for start in range(0, 60, 8)
     ]
 
@@ -66,7 +68,7 @@ def test_images_are_prepared_at_the_same_time() -> None:
     """Two threads work on two images at once: each image waits for the other's."""
     meet = threading.Barrier(2, timeout=SOON)
     source = [frame(number, meet.wait) for number in range(6)]
-    assert drain(Ahead(source, SMALL, 2, 4), 3) == [[0, 1, 2], [3, 4, 5]]
+    assert drain(Ahead(source, small, 2, 4), 3) == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 3), (4, 4)])
@@ -81,7 +83,7 @@ def test_a_source_is_not_read_faster_than_answers_are_taken(threads: int, ahead:
             most = max(most, number - taken)
             yield frame(number)
 
-    images_ahead = Ahead(source(), SMALL, threads, ahead)
+    images_ahead = Ahead(source(), small, threads, ahead)
     while batch := images_ahead.take(1):
         taken = int(batch[0].name)  # one less than have been taken: the count comes after the taking
         time.sleep(0.001)
@@ -96,7 +98,7 @@ def test_what_the_source_raises_comes_after_its_images() -> None:
         yield from (frame(0), frame(1), frame(2))
         raise UsageError("the source broke")
 
-    ahead = Ahead(source(), SMALL, 2, 8)
+    ahead = Ahead(source(), small, 2, 8)
     assert values(ahead.take(2)) == [0, 1]
     assert values(ahead.take(2)) == [2]
     for _ in range(2):
@@ -106,7 +108,7 @@ def test_what_the_source_raises_comes_after_its_images() -> None:
 
 def test_a_bug_in_a_thread_is_not_lost() -> None:
     """What is no fault of an image but of the program comes out where the images are taken."""
-    ahead = Ahead([frame(0), frame(1, lambda: 1 / 0), frame(2)], SMALL, 2, 8)
+    ahead = Ahead([frame(0), frame(1, lambda: 1 / 0), frame(2)], small, 2, 8)
     assert values(ahead.take(1)) == [0]
     with pytest.raises(ZeroDivisionError):
         ahead.take(1)
@@ -115,7 +117,7 @@ def test_a_bug_in_a_thread_is_not_lost() -> None:
 def test_bad_images_keep_their_place(tmp_path: Path) -> None:
     """An image that cannot be read, and a place without one, are errors among the others."""
     gone = NoImageError(tmp_path / "empty", "nothing here")
-    first, bad, none, last = Ahead([frame(0), tmp_path / "x.png", gone, frame(3)], SMALL, 3, 8).take(4)
+    first, bad, none, last = Ahead([frame(0), tmp_path / "x.png", gone, frame(3)], small, 3, 8).take(4)
     assert values([first, last]) == [0, 3]
     assert isinstance(bad.result, ImageError)
     assert (bad.name, none.name, none.result) == (str(tmp_path / "x.png"), str(tmp_path / "empty"), gone)
@@ -130,7 +132,7 @@ def test_without_patience_what_is_there_is_taken() -> None:
         assert more.wait(SOON)
         yield frame(2)
 
-    ahead = Ahead(source(), SMALL, 1, 16)
+    ahead = Ahead(source(), small, 1, 16)
     found: list[int] = []
     while len(found) < 2:
         found += values(ahead.take(10, patient=False))
@@ -150,7 +152,7 @@ def test_closing_does_not_wait_for_the_source() -> None:
         yield from (frame(number % 256) for number in range(10**9))
 
     before = threading.active_count()
-    ahead = Ahead(source(), SMALL, 3, 4)
+    ahead = Ahead(source(), small, 3, 4)
     assert values(ahead.take(1)) == [0]
     ahead.close()
     assert ahead.take(1) == []

@@ -69,7 +69,8 @@ class Backend(Protocol):
 
     A class may also state `requires: dict[str, str]`, from a module's name to the way to install it, and
     `honours: tuple[str, ...]`, which of `SETTINGS` it follows, and `timed = False`, where the time it takes says nothing of
-    its devices; and have a method `missing() -> dict[str, str]`, from devices that it could have here to what they need.
+    its devices, and `concurrent = True`, where several threads may run one session on the CPU at once; and have a method
+    `missing() -> dict[str, str]`, from devices that it could have here to what they need.
     """
 
     name: str

@@ -31,6 +31,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     formats = ("onnx",)
     honours = ("spinning", "optimization")
+    concurrent = True
     requires = {"onnxruntime": INSTALL}  # noqa: RUF012 -- a constant; ClassVar would say no more
 
     def devices(self) -> tuple[str, ...]:

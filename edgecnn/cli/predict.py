@@ -56,16 +56,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Least probability; below it the label is `unknown`.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), help="Images a run.  [default: what `tune` found here, else 1]")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="Images a run.  [default: 1; without threads that decode, what `tune` found here]",
+)
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads of the backend.  [default: what `tune` found here, else 1 beside threads that decode, all that this process may use without]",
+    help="Threads of the backend for one run.  [default: 1 beside threads that decode; without them, what `tune` found here, else all that this process may use]",
 )
 @click.option(
     "--decode-threads",
     type=click.IntRange(0, 256),
-    help="Threads that read and decode ahead; 0 does both as it goes.  [default: all that this process may use, 0 for one file]",
+    help="Threads that read and decode ahead and, in batches of 1 on ONNX Runtime's CPU, run the model; 0 does all as it goes.  [default: all that this process may use, 0 for one file]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line (JSON Lines).")
 def command(
@@ -97,6 +101,7 @@ def command(
       edgecnn predict bundles/photos --watch /srv/incoming --threshold 0.8 --json
       edgecnn predict bundles/photos --video /dev/video0 --fps 2
     """  # fmt: skip
+    from contextlib import closing
     from dataclasses import replace
 
     from edgecnn.bundle import Bundle
@@ -106,22 +111,23 @@ def command(
 
     source = _source(images, watch, video, every, fps)
     opened = Bundle.open(bundle, key)
-    choice = chosen(opened, backend, threads)
-    if choice.notice:
-        say(f"edgecnn: {choice.notice}")
     one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
     if decode_threads is None:
         decode_threads = 0 if one else usable_threads()
+    choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None)
+    if choice.notice:
+        say(f"edgecnn: {choice.notice}")
     options = choice.options
     if decode_threads and options.threads is None:
-        options = replace(
-            options, threads=1
-        )  # the cores are busy with decoding, and the model's threads would wait for them
+        options = replace(options, threads=1)  # the cores are busy already, and the model's threads would wait for them
     live = bool(watch or video or "-" in images)
-    with Predictor(opened, choice.ref, options) as predictor:
-        _print_all(
-            predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live), as_json
-        )
+    with (
+        Predictor(opened, choice.ref, options) as predictor,
+        closing(
+            predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live)
+        ) as predictions,
+    ):
+        _print_all(predictions, as_json)
 
 
 def _source(

@@ -105,8 +105,11 @@ class Choice:
     notice: str | None = None
 
 
-def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None) -> Choice:
+def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None, many: bool = False) -> Choice:
     """Choose by this machine's profile for the bundle; what the person gave (`ref`, `threads`) wins over it.
+
+    With `many`, several threads run the model at once, each for an image of its own. A profile, which is of the model
+    alone, then decides on all but threads, spinning and batch: those would fight over the cores.
 
     A reference to ONNX Runtime without `:ARTIFACT` leaves the artifact open. A profile of another machine, runtime or
     bundle is passed over with a notice, as is one that the person's choice leaves nothing of.
@@ -125,6 +128,8 @@ def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None) -> Choic
         return Choice(
             plain.ref, plain.options, notice=f"the profile of {day} is for {tuned}, not for {plain.ref}: not used"
         )
+    if many and tuned.device == "cpu":
+        settings = msgspec.structs.replace(settings, threads=1, spinning=False, batch=1)
     options = msgspec.structs.replace(settings, threads=threads or settings.threads).options
     told = f"tuned for {found.purpose} on {day}: {describe(tuned, options, settings.batch)}"
     return Choice(tuned, options, settings.batch, told)
