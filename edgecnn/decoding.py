@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,8 @@ from edgecnn.sources import Found, Frame, NoImageError, name_of
 from edgecnn.spec import Preprocess
 
 Made = TypeVar("Made")
+_SPELL = 0.02  # seconds
+_MOST = 16  # images
 _LAST = 5.0  # seconds that a thread has for its last image, which may be on a disk that does not answer
 
 
@@ -54,6 +56,11 @@ def prepare(data: bytes, preprocess: Preprocess, name: str = "image") -> Prepare
     return Prepared(pixels, hashlib.sha256(data).hexdigest(), 1e3 * (decoded - start), 1e3 * (end - decoded))
 
 
+def all_ready(found: Iterable[Found], preprocess: Preprocess) -> Iterator[Ready]:
+    """Read and prepare images of a source, one after the other."""
+    return (ready(one, preprocess) for one in found)
+
+
 def ready(found: Found, preprocess: Preprocess) -> Ready:
     """Read and prepare one image of a source."""
     try:
@@ -67,8 +74,8 @@ def _prepare(found: Found, preprocess: Preprocess) -> Prepared:
     if isinstance(found, NoImageError):
         raise found
     if isinstance(found, Path):
-        with _BYTES.of(_size_of(found)):
-            return prepare(images.read(found), preprocess, str(found))
+        with _BYTES.of(0) as held:
+            return prepare(images.read(found, held.take), preprocess, str(found))
     if not isinstance(found, Frame):
         return prepare(found.data, preprocess, found.name)
     start = perf_counter()
@@ -79,33 +86,44 @@ def _prepare(found: Found, preprocess: Preprocess) -> Prepared:
     return Prepared(pixels, images.hash_pixels(frame), *took)
 
 
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # reading it says so
-        return 0
-
-
 class _Room:
     """Room in memory that all threads share: for any number of small images, or one of the largest."""
 
     def __init__(self, size: int) -> None:
-        self._free = self._all = size
-        self._changed = threading.Condition()
+        self.free = self.all = size
+        self.changed = threading.Condition()
 
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Wait until there is that much room, at most all of it, and hold it."""
-        size = min(size, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= size)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
+    def of(self, size: int) -> _Held:
+        """Wait, on the way into a `with`, until there is that much room, at most all of it, and hold it inside."""
+        return _Held(self, size)
+
+
+class _Held:
+    """What is held of a room."""
+
+    def __init__(self, room: _Room, size: int) -> None:
+        self._room = room
+        self._size = size
+
+    def __enter__(self) -> _Held:
+        if self._size:
+            self.take(self._size)
+        return self
+
+    def take(self, size: int) -> None:
+        """Hold this much where nothing was held yet."""
+        room, size = self._room, min(size, self._room.all)
+        with room.changed:
+            if room.free < size:
+                room.changed.wait_for(lambda: room.free >= size)
+            room.free -= size
+        self._size = size
+
+    def __exit__(self, *_: object) -> None:
+        room = self._room
+        with room.changed:
+            room.free += self._size
+            room.changed.notify_all()
 
 
 _PIXELS = _Room(images.MAX_PIXELS)
@@ -113,30 +131,47 @@ _BYTES = _Room(images.MAX_BYTES)
 
 
 class _Slot(Generic[Made]):
-    """The place of one image in the order of its source, from when a thread takes it up."""
+    """The place, in the order of a source, of the images that a thread takes up together."""
 
     def __init__(self) -> None:
         self.filled = threading.Lock()
         self.filled.acquire()
         self.content: list[Made] = []
-        self.end: BaseException | None = None  # what ended the source or the work, where there is no content
+        self.last = False  # nothing comes after the content but `error`, if there is one
+        self.error: BaseException | None = None
+
+    def end(self, error: BaseException | None) -> None:
+        self.last, self.error = True, error
 
 
 class Ahead(Generic[Made]):
     """What `make` makes of the images of a source, in threads ahead of whoever takes it, in the order of the source.
 
+    `make` is given some images that follow each other and gives something for each, in order.
+
     At most `ahead` images are taken from the source and not yet from here: a source is not read faster than it is
     answered. The source is read by the threads in turn; what it or `make` raises is raised here, after what was before.
+    A `patient` source has its next image at once, if it has one. Of such a source a thread takes up as many images as
+    make `_SPELL` seconds of work: threads that wake each other for every small one cost a tenth of the time.
     """
 
-    def __init__(self, found: Iterable[Found], make: Callable[[Found], Made], threads: int, ahead: int) -> None:
+    def __init__(
+        self,
+        found: Iterable[Found],
+        make: Callable[[Sequence[Found]], Iterable[Made]],
+        threads: int,
+        ahead: int,
+        patient: bool = True,
+    ) -> None:
         from queue import SimpleQueue
 
         self._found = iter(found)
         self._make = make
+        self._patient = patient
         self._reading = threading.Lock()
         self._room = threading.Semaphore(ahead)
         self._order: SimpleQueue[_Slot[Made]] = SimpleQueue()
+        self._made: deque[Made] = deque()  # of the slots that were taken
         self._ended = self._over = False
         self._error: BaseException | None = None
         self._busy = [threading.Lock() for _ in range(threads)]
@@ -144,34 +179,36 @@ class Ahead(Generic[Made]):
         for busy in self._busy:
             threading.Thread(target=self._work, args=(busy,), daemon=True).start()
 
-    def batches(self, count: int, patient: bool = True) -> Iterator[list[Made]]:
-        """Take until the end, as `take` does, and close."""
+    def batches(self, count: int) -> Iterator[list[Made]]:
+        """Take `count` at a time until the end, as `take` does, and close."""
         try:
-            while taken := self.take(count, patient):
+            while taken := self.take(count):
                 yield taken
         finally:
             self.close()
 
-    def take(self, count: int, patient: bool = True) -> list[Made]:
-        """Return what was made of the next `count` images; fewer at the end and, if not `patient`, where no more is there.
+    def take(self, count: int) -> list[Made]:
+        """Return what was made of the next `count` images; fewer at the end and where the source has no more for now.
 
         It waits for the first one in any case; none is the end.
         """
         from queue import Empty
 
         taken: list[Made] = []
-        while len(taken) < count and not self._over:
+        while len(taken) < count:
+            if self._made:
+                taken.append(self._made.popleft())
+                self._room.release()
+                continue
+            if self._over:
+                break
             try:
-                slot = self._order.get(block=patient or not taken)
+                slot = self._order.get(block=self._patient or not taken)
             except Empty:
                 break
             slot.filled.acquire()
-            self._room.release()
-            if slot.content:
-                taken += slot.content
-            else:
-                self._over = True
-                self._error = slot.end
+            self._made += slot.content
+            self._over, self._error = slot.last, slot.error
         if not taken and self._error is not None:
             raise self._error
         return taken
@@ -179,6 +216,7 @@ class Ahead(Generic[Made]):
     def close(self) -> None:
         """Let the threads end: those that make something when that is made, one that waits for its source when it gives."""
         self._ended = self._over = True
+        self._made.clear()
         self._room.release()
         for (
             busy
@@ -187,32 +225,38 @@ class Ahead(Generic[Made]):
                 busy.release()
 
     def _work(self, busy: threading.Lock) -> None:
-        while (slot := self._next()) is not None:
-            found, place = slot
+        size = 1
+        while (taken := self._next(size)) is not None:
+            found, slot = taken
+            start = perf_counter()
             with busy:
-                if self._over:
-                    break
                 try:
-                    place.content.append(self._make(found))
+                    for made in self._make(found):
+                        slot.content.append(made)
+                        if self._over:
+                            break
                 except BaseException as error:  # it is raised where the images are taken
-                    place.end = error
-                place.filled.release()
+                    slot.end(error)
+            slot.filled.release()
+            if self._patient:
+                size = max(1, min(_MOST, int(_SPELL * len(found) / (perf_counter() - start))))
         self._room.release()  # for the next thread, to end as well
 
-    def _next(self) -> tuple[Found, _Slot[Made]] | None:
-        """Take up the next image of the source; None is the end."""
+    def _next(self, size: int) -> tuple[list[Found], _Slot[Made]] | None:
+        """Take up the next images of the source, at most `size` and at least one; None is the end."""
         self._room.acquire()
         with self._reading:
             if self._ended:
                 return None
-            slot = _Slot[Made]()
+            slot, found = _Slot[Made](), list[Found]()
             try:
-                found = next(self._found)
+                found.append(next(self._found))
+                while len(found) < size and self._room.acquire(blocking=False):
+                    found.append(next(self._found))
             except BaseException as error:
                 self._ended = True
-                slot.end = None if isinstance(error, StopIteration) else error
+                slot.end(None if isinstance(error, StopIteration) else error)
+            if not found:
                 slot.filled.release()
-                self._order.put(slot)
-                return None
             self._order.put(slot)
-            return found, slot
+            return (found, slot) if found else None

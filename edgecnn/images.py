@@ -24,7 +24,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20  # of an encoded image: what as many pixels take in four bytes each
 MAX_SCANS = 500  # of a JPEG, of which a progressive one has about ten: each goes over all its pixels
+_SCAN = b"\xff\xda"  # the marker that begins one
 _CHUNK = 1 << 16
 _STRIP = 1 << 20  # pixels that are composited at a time, so that a large image is not held five times over
 _TILE = (322, 323)  # a TIFF's TileWidth and TileLength
@@ -86,8 +87,8 @@ def load(path: Path, preprocess: Preprocess) -> Pixels:
     return decode(read(path), preprocess, str(path))
 
 
-def read(path: Path) -> bytes:
-    """Read an image file's bytes, as they are.
+def read(path: Path, before: Callable[[int], object] | None = None) -> bytes:
+    """Read an image file's bytes, as they are; `before` is called first, with their number.
 
     Raises:
         ImageError: it cannot be read, is no file but a pipe, device or folder, or is over `MAX_BYTES`.
@@ -96,14 +97,14 @@ def read(path: Path) -> bytes:
         # A pipe that nobody writes to would keep an open waiting; a file does not mind.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- of a descriptor
-            return _read_file(file, path)
+            return _read_file(file, path, before)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a name with a null byte in it
         raise ImageError(f"{str(path)!r}: cannot be a path ({error})") from None
 
 
-def _read_file(file: io.FileIO, path: Path) -> bytes:
+def _read_file(file: io.FileIO, path: Path, before: Callable[[int], object] | None) -> bytes:
     seen = os.fstat(file.fileno())
     if stat.S_ISDIR(seen.st_mode):
         raise ImageError(f"{path}: cannot be read (Is a directory)")
@@ -111,6 +112,8 @@ def _read_file(file: io.FileIO, path: Path) -> bytes:
         raise ImageError(f"{path}: a pipe or device and no file; what a pipe holds goes in by stdin, as `-`")
     if seen.st_size > MAX_BYTES:
         raise _too_large(path)
+    if before:
+        before(seen.st_size)
     data = file.read(seen.st_size + 1)
     if len(data) == seen.st_size:  # and so its end was seen
         return data
@@ -215,8 +218,22 @@ def _check_inside(image: Image.Image, data: bytes, name: str) -> None:
         width, height = (int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in _TILE)
         if width * height > MAX_PIXELS:
             raise ImageError(f"{name}: tiles of {width}x{height} pixels are over the limit of an image")
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and not _in_one_scan(image, data) and data.count(_SCAN) > MAX_SCANS:
         raise ImageError(f"{name}: over {MAX_SCANS} scans in a JPEG, which no camera or program writes")
+
+
+def _in_one_scan(image: Image.Image, data: bytes) -> bool:
+    """Say whether a decoder reads one scan of a JPEG and no more: the first holds every channel, and all of it.
+
+    Pillow stops behind the header of the first scan (ITU-T T.81, B.2.3). Counting the others of a photo takes longer
+    than opening it.
+    """
+    channels = getattr(image, "layers", 0)
+    file = getattr(image, "fp", None)
+    end = file.tell() if image.format == "JPEG" and file else 0
+    header = data[max(0, end - 8 - 2 * channels) : end]
+    whole = header[:2] == _SCAN and header[4:5] == bytes((channels,))
+    return whole and not image.info.get("progressive")
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgecnn import registry
 from edgecnn.backends.base import Backend, SessionOptions, open_session
 from edgecnn.bundle import Bundle
-from edgecnn.decoding import Ahead, Prepared, Ready, ready
+from edgecnn.decoding import Ahead, Prepared, Ready, all_ready
 from edgecnn.errors import ContractError, UsageError
 from edgecnn.images import Pixels
 from edgecnn.sources import Found, printable
@@ -139,19 +139,24 @@ class Predictor:
         """
         if batch < 1 or top < 1 or decode_threads < 0:
             raise UsageError("the batch size and the number of labels to show must be at least 1, threads 0 or more")
-        prepared = partial(ready, preprocess=self.bundle.manifest.preprocess)
+        prepared = partial(all_ready, preprocess=self.bundle.manifest.preprocess)
         answers = partial(self._answers, top=top, threshold=threshold)
         if not decode_threads:
             remaining = iter(found)
-            while chunk := [prepared(one) for one in islice(remaining, batch)]:
+            while chunk := list(prepared(islice(remaining, batch))):
                 yield from answers(chunk)
-            return
-        held = batch + 2 * decode_threads
-        if batch == 1 and self._concurrent:
-            for made in Ahead(found, lambda one: answers([prepared(one)]), decode_threads, held).batches(1, patient):
-                yield from made[0]
+        elif batch == 1 and self._concurrent:
+
+            def each(some: Iterable[Found]) -> Iterator[Prediction]:
+                for one in list(
+                    prepared(some)
+                ):  # decoded first: a model is some times faster when its code is in the cache
+                    yield from answers([one])
+
+            for made in Ahead(found, each, decode_threads, 32 * decode_threads, patient).batches(1):
+                yield from made
         else:
-            for chunk in Ahead(found, prepared, decode_threads, held).batches(batch, patient):
+            for chunk in Ahead(found, prepared, decode_threads, batch + 2 * decode_threads, patient).batches(batch):
                 yield from answers(chunk)
 
     def _answers(self, chunk: Sequence[Ready], top: int, threshold: float) -> list[Prediction]:

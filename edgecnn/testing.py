@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from edgecnn.exporter import Exported, Exporter, ExportRequest
 from edgecnn.spec import Artifact, BackendRef, TensorSpec
 
 BATCH = 3
+_RUNS = 8
 FREE = 32  # the size of a dimension that may vary and is not the batch
 # A batch may be computed in another order than single images, by float32's rounding and no more; so may two threads.
 ROW_TOLERANCE = 1e-3
@@ -43,6 +46,7 @@ def check_backend(backend: Backend, artifact: Artifact, device: str | None = Non
     - the same feeds give the same answers, a row is the same alone and in a batch, both to `ROW_TOLERANCE` of the largest;
     - missing, misnamed, superfluous, mistyped, misshapen and empty inputs are a ContractError, and the session lives on;
     - `threads` is taken, and `dtype` "float64" is taken, ignored or refused by a BackendError; the answers stay what they are;
+    - where it states `concurrent`, several threads running one session on the CPU at once each get their own answers;
     - two sessions live side by side; a closed one raises an EdgecnnError when it is run, and releases its files, threads
       and processes (counted where there is /proc).
 
@@ -68,6 +72,8 @@ def check_backend(backend: Backend, artifact: Artifact, device: str | None = Non
         answers = _check_answers(session, feeds)
         _check_feeding(session, feeds, answers)
         _check_refusals(session)
+        if ref.device == "cpu" and getattr(backend, "concurrent", False):
+            _check_threads(session, feeds, answers)
         _check_beside(opened, session, feeds, answers)
         _check_options(opened, feeds, answers)
     _check_places(ref, artifact, backend)
@@ -205,6 +211,22 @@ def _check_refusals(session: CheckedSession) -> None:
     for what, feeds in cases.items():
         _refuses(ContractError, functools.partial(session.run, feeds), what)
     session.run(good)
+
+
+def _check_threads(session: CheckedSession, feeds: Tensors, answers: Tensors) -> None:
+    """Hold it to answers that threads do not mix up: one with these feeds, one with others, a few runs each."""
+    others = make_feeds(session.inputs, _batch_of(session.inputs), seed=2)
+    sides = [(feeds, answers), (others, session.run(others))]
+    meet = threading.Barrier(len(sides))
+
+    def run(side: tuple[Tensors, Tensors]) -> list[Tensors]:
+        meet.wait()
+        return [session.run(side[0]) for _ in range(_RUNS)]
+
+    with ThreadPoolExecutor(len(sides)) as pool:
+        for found, (_, wanted) in zip(pool.map(run, sides), sides, strict=True):
+            for one in found:
+                _alike(one, wanted, "the same while another thread runs the session")
 
 
 def _check_beside(opened: Reopen, session: CheckedSession, feeds: Tensors, answers: Tensors) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +15,15 @@ import pytest
 from edgecnn import images
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
-from edgecnn.decoding import Ahead, Prepared, Ready, _Room, prepare, ready
+from edgecnn.decoding import Ahead, Prepared, Ready, _Room, all_ready, prepare
 from edgecnn.errors import ImageError, UsageError
 from edgecnn.images import Pixels
 from edgecnn.predict import Predictor
 from edgecnn.sources import Found, Frame, NoImageError
-from edgecnn.spec import Preprocess
+from edgecnn.spec import BackendRef, Preprocess
 
 SMALL = Preprocess(height=2, width=2, channels=3)
-small = partial(ready, preprocess=SMALL)
+small = partial(all_ready, preprocess=SMALL)
 SOON = 30.0  # seconds after which a test that waits has failed
 
 
@@ -132,14 +132,14 @@ def test_without_patience_what_is_there_is_taken() -> None:
         assert more.wait(SOON)
         yield frame(2)
 
-    ahead = Ahead(source(), small, 1, 16)
+    ahead = Ahead(source(), small, 1, 16, patient=False)
     found: list[int] = []
     while len(found) < 2:
-        found += values(ahead.take(10, patient=False))
+        found += values(ahead.take(10))
     assert found == [0, 1]
     more.set()
-    assert values(ahead.take(10, patient=False)) == [2]
-    assert ahead.take(10, patient=False) == []
+    assert values(ahead.take(10)) == [2]
+    assert ahead.take(10) == []
 
 
 def test_closing_does_not_wait_for_the_source() -> None:
@@ -161,6 +161,101 @@ def test_closing_does_not_wait_for_the_source() -> None:
     while threading.active_count() > before:
         assert time.monotonic() < end, "threads are left"
         time.sleep(0.005)
+
+
+def test_a_thread_takes_up_as_many_small_images_as_pay() -> None:
+    """Of quick images of a patient source a thread takes many at once, of slow ones and of a live source one by one."""
+    for pause, patient, most in ((0.0, True, 16), (0.03, True, 1), (0.0, False, 1)):
+        sizes: list[int] = []
+
+        def make(found: Sequence[Found], pause: float = pause, sizes: list[int] = sizes) -> list[Found]:
+            sizes.append(len(found))
+            time.sleep(pause * len(found))
+            return list(found)
+
+        source = [frame(number) for number in range(40)]
+        taken = [one for batch in Ahead(source, make, 1, 64, patient).batches(7) for one in batch]
+        assert taken == source
+        assert sizes[0] == 1
+        assert max(sizes) == most
+
+
+def test_what_is_half_made_is_given_before_what_broke() -> None:
+    """Of images that a thread took up together, those before the one that broke are still given."""
+
+    def make(found: Sequence[Found]) -> Iterator[str]:
+        for one in found:
+            assert isinstance(one, Frame)
+            if one.name == "30":
+                raise ZeroDivisionError
+            yield one.name
+
+    ahead = Ahead([frame(number) for number in range(40)], make, 1, 64)
+    assert ahead.take(30) == [str(number) for number in range(30)]
+    with pytest.raises(ZeroDivisionError):
+        ahead.take(1)
+
+
+def test_closing_waits_for_what_is_being_made() -> None:
+    """When it is closed no thread is inside `make` any more, and none goes in: a process that ends may then take all down."""
+    inside, go = threading.Event(), threading.Event()
+    left: list[bool] = []
+
+    def make(found: Sequence[Found]) -> Iterator[int]:
+        for number in range(len(found)):
+            yield number
+            if left == [] and inside.is_set():
+                assert go.wait(SOON)
+                left.append(True)
+            inside.set()
+
+    ahead = Ahead((frame(number % 256) for number in range(10**9)), make, 2, 8)
+    assert inside.wait(SOON)
+    threading.Timer(0.05, go.set).start()
+    ahead.close()
+    assert all(not busy.locked() for busy in ahead._busy)
+
+
+def test_the_model_runs_in_the_threads_that_decode(bundle_folder: Path) -> None:
+    """In batches of one, two threads are inside the model at once; with larger batches it runs where answers are taken."""
+    paths = sorted((bundle_folder / "goldens").glob("*.png"))
+    for batch in (1, 2):
+        with Predictor(Bundle.open(bundle_folder), options=SessionOptions(threads=1)) as predictor:
+            run, seen = predictor.session._run, set[int]()
+            meet = threading.Barrier(2, timeout=SOON)
+
+            def together(
+                feeds: object,
+                run: Callable[..., object] = run,
+                seen: set[int] = seen,
+                meet: threading.Barrier = meet,
+                batch: int = batch,
+            ) -> object:
+                if batch == 1 and threading.get_ident() not in seen:
+                    seen.add(threading.get_ident())
+                    meet.wait()
+                seen.add(threading.get_ident())
+                return run(feeds)
+
+            predictor.session._run = together  # type: ignore[assignment]
+            assert len(list(predictor.predict(paths, batch, decode_threads=2))) == len(paths)
+            assert len(seen) == (2 if batch == 1 else 1)
+            assert (threading.get_ident() in seen) == (batch == 2)
+
+
+def test_a_backend_that_says_nothing_runs_where_answers_are_taken(bundle_folder: Path) -> None:
+    """Only a backend that states that its sessions bear it has them run by several threads."""
+    paths = sorted((bundle_folder / "goldens").glob("*.png"))[:6]
+    with Predictor(Bundle.open(bundle_folder), BackendRef(backend="reference", artifact="fp32")) as predictor:
+        run, seen = predictor.session._run, set[int]()
+
+        def watched(feeds: object) -> object:
+            seen.add(threading.get_ident())
+            return run(feeds)  # type: ignore[arg-type]
+
+        predictor.session._run = watched  # type: ignore[assignment]
+        assert len(list(predictor.predict(paths, decode_threads=2))) == 6
+    assert seen == {threading.get_ident()}
 
 
 def test_room_is_never_overbooked() -> None:

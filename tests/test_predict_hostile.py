@@ -20,6 +20,7 @@ from PIL import Image
 
 from edgecnn import images
 from edgecnn.errors import ImageError
+from edgecnn.images import Pixels
 from edgecnn.spec import Preprocess
 
 GREY = Preprocess(height=8, width=8, channels=1)
@@ -71,6 +72,9 @@ def webp(side: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(piece)) + b"WEBP" + piece
 
 
+SQUARE = np.zeros((8, 8), dtype=np.uint8)
+
+
 def many_scans(count: int) -> bytes:
     """Repeat the last scan of a progressive JPEG."""
     buffer = io.BytesIO()
@@ -80,6 +84,24 @@ def many_scans(count: int) -> bytes:
     data = buffer.getvalue()
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * count + b"\xff\xd9"
+
+
+def plane_scans(count: int, planes: tuple[Pixels, Pixels, Pixels]) -> bytes:
+    """Lay out a JPEG that is not progressive with a scan for each of three planes of colour, the last `count` times."""
+    alone = []
+    for plane in planes:
+        buffer = io.BytesIO()
+        Image.fromarray(plane).save(buffer, "JPEG", quality=95)
+        alone.append(buffer.getvalue())
+    frame, scan = alone[0].index(b"\xff\xc0"), alone[0].index(b"\xff\xda")
+    size = alone[0][frame + 5 : frame + 9]
+    of_three = b"\xff\xc0\0\x11\x08" + size + b"\x03" + bytes((1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0))
+    tables = alone[0][:frame] + of_three + alone[0][frame + 13 : scan]
+    scans = [
+        b"\xff\xda\0\x08\x01" + bytes((number, 0, 0, 63, 0)) + one[one.index(b"\xff\xda") + 10 : -2]
+        for number, one in enumerate(alone, 1)
+    ]
+    return tables + scans[0] + scans[1] + scans[2] * count + b"\xff\xd9"
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -93,6 +115,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PPM of 50,000 squared": (lambda: b"P6 50000 50000 255\n", "limit of 64 million"),
     "a TIFF of one huge tile": (lambda: tiled_tiff(8_208), "tiles of 8208x8208"),
     "a JPEG of 600 scans": (lambda: many_scans(600), "over 500 scans"),
+    "a JPEG of 600 scans, not progressive": (lambda: plane_scans(598, (SQUARE,) * 3), "over 500 scans"),
     "a PNG with a text of 200 MB": (
         lambda: png(8, 8, 0, zlib.compress(bytes(72)), chunk(b"zTXt", b"k\0\0" + zeros(200 << 20))),
         "damaged or truncated",
@@ -173,6 +196,27 @@ def test_jpegs_of_many_scans_but_not_too_many_are_read() -> None:
     assert 3 < data.count(b"\xff\xda") < 20
 
 
+def test_planes_in_scans_of_their_own_are_read() -> None:
+    """A JPEG with one scan a plane is those planes; that of one scan for all three is not counted, and these are."""
+    rng = np.random.default_rng(1)
+    planes = [rng.integers(100, 156, (16, 24), dtype=np.uint8) for _ in range(3)]
+    data = plane_scans(1, (planes[0], planes[1], planes[2]))
+    with Image.open(io.BytesIO(data)) as image:
+        seen = np.asarray(image.convert("YCbCr")).astype(int)
+    assert np.abs(seen - np.stack(planes, axis=-1)).mean() < 6  # it is JPEG, after all
+    for colours, scans in ((data, False), (jpeg(progressive=False), True), (jpeg(progressive=True), False)):
+        with Image.open(io.BytesIO(colours)) as image:
+            assert images._in_one_scan(image, colours) == scans
+
+
+def jpeg(progressive: bool) -> bytes:
+    """Encode some colours, with blocks of other things before the first scan in which a marker of one can be read."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    picture.save(buffer, "JPEG", progressive=progressive, icc_profile=b"\xff\xda\0\x0c\x03" * 300)
+    return buffer.getvalue()
+
+
 def test_pipes_and_devices_are_refused_at_once(bundle_folder: Path, tmp_path: Path) -> None:
     """A pipe that nobody writes to, an endless device and an empty one are lines with their reason; none is waited for."""
     os.mkfifo(tmp_path / "pipe.png")
@@ -219,7 +263,9 @@ def test_a_file_that_grows_while_it_is_read_is_held_to_the_limit(
         return os.stat_result(fields)
 
     monkeypatch.setattr(os, "fstat", state)
-    assert images.read(path) == bytes(200_000)
+    told: list[int] = []
+    assert images.read(path, told.append) == bytes(200_000)
+    assert told == [stated]
     monkeypatch.setattr(images, "MAX_BYTES", 199_999)
     with pytest.raises(ImageError, match="over the limit"):
         images.read(path)

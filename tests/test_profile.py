@@ -74,6 +74,18 @@ def test_a_profile_is_found_used_and_announced(bundle: Bundle) -> None:
     )
 
 
+@pytest.mark.parametrize("threads", [None, 2])
+def test_of_many_runs_at_once_each_has_one_thread(threads: int | None, bundle: Bundle) -> None:
+    """Where several threads run the model, what was tuned for it alone in threads, spinning and batch is left out and not told."""
+    write_profile(made(bundle))
+    found = chosen(bundle, None, threads, many=True)
+    assert found.ref == BackendRef(backend="onnxruntime", artifact="fp32")
+    assert found.options == SessionOptions(threads=threads or 1, optimization="extended")
+    assert found.batch == 1
+    told = "1 thread" if threads is None else "2 threads"
+    assert found.notice == f"tuned for latency on 2026-01-02: onnxruntime:fp32, {told}, optimization extended"
+
+
 def test_a_profile_of_defaults_says_so(bundle: Bundle) -> None:
     """Where tuning found nothing better, the defaults are chosen and the notice says that they were tuned."""
     write_profile(made(bundle, None))

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -17,6 +18,8 @@ from edgecnn.spec import BackendRef
 if TYPE_CHECKING:
     from edgecnn.predict import Prediction
     from edgecnn.sources import Found
+
+_LAG = 0.05  # seconds
 
 
 @click.command("predict")
@@ -59,12 +62,12 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     type=click.IntRange(1, 4096),
-    help="Images a run.  [default: 1; without threads that decode, what `tune` found here]",
+    help="Images a run.  [default: 1; for one file or what arrives, what `tune` found here]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads of the backend for one run.  [default: 1 beside threads that decode; without them, what `tune` found here, else all that this process may use]",
+    help="Threads of the backend for one run.  [default: 1 beside threads that decode, all that this process may use without; for one file or what arrives, what `tune` found here]",
 )
 @click.option(
     "--decode-threads",
@@ -114,20 +117,20 @@ def command(
     one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
     if decode_threads is None:
         decode_threads = 0 if one else usable_threads()
-    choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None)
+    live = bool(watch or video or "-" in images)
+    choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None and not live)
     if choice.notice:
         say(f"edgecnn: {choice.notice}")
     options = choice.options
     if decode_threads and options.threads is None:
         options = replace(options, threads=1)  # the cores are busy already, and the model's threads would wait for them
-    live = bool(watch or video or "-" in images)
     with (
         Predictor(opened, choice.ref, options) as predictor,
         closing(
             predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live)
         ) as predictions,
     ):
-        _print_all(predictions, as_json)
+        _print_all(predictions, as_json, live)
 
 
 def _source(
@@ -167,13 +170,20 @@ def _stdin() -> Iterator[Found]:
         yield from from_stdin(cast(Bytes, sys.stdin.buffer))
 
 
-def _print_all(predictions: Iterable[Prediction], as_json: bool) -> None:
-    """Print every answer as it comes, then what came of all; leave with 2 where one was bad, 130 after Ctrl-C."""
+def _print_all(predictions: Iterable[Prediction], as_json: bool, live: bool) -> None:
+    """Print every answer as it comes, then what came of all; leave with 2 where one was bad, 130 after Ctrl-C.
+
+    Answers that follow each other within `_LAG` leave together where nobody waits for the one before the next.
+    """
     answered = bad = 0
+    flushed = 0.0
     try:
         for prediction in predictions:
             bad, answered = bad + bool(prediction.error), answered + (not prediction.error)
             _print(prediction, as_json)
+            if as_json and (live or monotonic() - flushed > _LAG):
+                sys.stdout.flush()  # whoever reads them acts on them
+                flushed = monotonic()
     except KeyboardInterrupt:
         say(f"edgecnn: interrupted: {answered} images answered, {bad} bad")
         click.get_current_context().exit(130)
@@ -187,7 +197,6 @@ def _print(prediction: Prediction, as_json: bool) -> None:
         say(f"edgecnn: {_on_one_line(prediction.error)}")
     if as_json:
         print_json(prediction, indent=0)
-        sys.stdout.flush()  # whoever reads them acts on them
     elif not prediction.error:
         guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
         unsure = [] if prediction.label == prediction.top[0].label else [str(prediction.label)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ class Adder:
 
     def __init__(self, fault: str = "", batch: int | None = None) -> None:
         self.fault, self.batch = fault, batch
+        self.concurrent = fault != "states nothing of threads"
         self.open = 0
         self.left: list[int] = []
 
@@ -58,12 +60,17 @@ class AdderSession:
         if backend.fault == "a batch in one output only":
             self.outputs = (self.outputs[0], spec("z", 3, 1))
         self.runs, self.closed = 0, False
+        self.given: Mapping[str, Array] = {}
 
     def run(self, feeds: Mapping[str, Array]) -> Tensors:
         fault = self.backend.fault
         if self.closed:
             raise RuntimeError("closed")
         self.runs += 1
+        if fault in ("one place for all threads", "states nothing of threads"):
+            self.given = feeds
+            time.sleep(0.001)
+            feeds = self.given
         a, b, c = (feeds[name] for name in "abc")
         if fault == "inputs by their order":
             a, b = (array for name, array in feeds.items() if name != "c")
@@ -110,6 +117,7 @@ FAULTS = {
     "answers change": "the same when it is run again",
     "threads change the answer": "two threads",
     "float64 changes the answer": "float64",
+    "one place for all threads": "while another thread runs the session",
     "shared between sessions": "from a second session",
     "outputs in another order": "in the order stated",
     "leaves files open": "open files left behind",
@@ -124,7 +132,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-@pytest.mark.parametrize("fault", ["", "refuses float64"])
+@pytest.mark.parametrize("fault", ["", "refuses float64", "states nothing of threads"])
 def test_a_good_backend_of_several_inputs_passes(fault: str, batch: int | None, artifact: Artifact) -> None:
     """Three inputs, two outputs, a size that may vary and a batch that may not: all of it can be held to the contract."""
     backend = Adder(fault, batch)
