@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from edgecnn.cli.options import backend_type, existing, key_option, print_json, say
+from edgecnn.cli.start import starting
 from edgecnn.errors import UsageError
 from edgecnn.spec import BackendRef
 
@@ -104,33 +105,31 @@ def command(
       edgecnn predict bundles/photos --watch /srv/incoming --threshold 0.8 --json
       edgecnn predict bundles/photos --video /dev/video0 --fps 2
     """  # fmt: skip
-    from contextlib import closing
-    from dataclasses import replace
+    with starting():
+        from contextlib import closing
+        from dataclasses import replace
 
-    from edgecnn.bundle import Bundle
-    from edgecnn.device.profile import chosen
-    from edgecnn.host import usable_threads
-    from edgecnn.predict import Predictor
+        from edgecnn.bundle import Bundle
+        from edgecnn.device.profile import chosen
+        from edgecnn.host import usable_threads
+        from edgecnn.predict import Predictor
 
-    source = _source(images, watch, video, every, fps)
-    opened = Bundle.open(bundle, key)
-    one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
-    if decode_threads is None:
-        decode_threads = 0 if one else usable_threads()
-    live = bool(watch or video or "-" in images)
-    choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None and not live)
-    if choice.notice:
-        say(f"edgecnn: {choice.notice}")
-    options = choice.options
-    if decode_threads and options.threads is None:
-        options = replace(options, threads=1)  # the cores are busy already, and the model's threads would wait for them
-    with (
-        Predictor(opened, choice.ref, options) as predictor,
-        closing(
-            predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live)
-        ) as predictions,
-    ):
-        _print_all(predictions, as_json, live)
+        source = _source(images, watch, video, every, fps)
+        opened = Bundle.open(bundle, key)
+        one = len(images) == 1 and os.path.isfile(images[0]) and not watch  # noqa: PTH113 -- pathlib's fails on long names
+        if decode_threads is None:
+            decode_threads = 0 if one else usable_threads()
+        live = bool(watch or video or "-" in images)
+        choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None and not live)
+        if choice.notice:
+            say(f"edgecnn: {choice.notice}")
+        options = choice.options
+        if decode_threads and options.threads is None:
+            options = replace(options, threads=1)  # the cores are busy, and the model's threads would wait for them
+        predictor = Predictor(opened, choice.ref, options)
+    answers = predictor.predict(source, batch or choice.batch or 1, top, threshold, decode_threads, not live)
+    with predictor, closing(answers):
+        _print_all(answers, as_json, live)
 
 
 def _source(
