@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import math
 import tempfile
 import tokenize
+import weakref
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgecnn import signing
-from edgecnn.errors import BundleError, DamagedError, EscapeError
+from edgecnn.errors import BundleError, DamagedError, EscapeError, SignatureError
 from edgecnn.manifest import LARGEST, MANIFEST, SIGNATURE, Manifest, is_inside, parse_manifest
 
 _UNPACKED_LIMIT = 2 << 30
@@ -24,6 +26,7 @@ _UNPACKED_LIMIT = 2 << 30
 _BOMB_RATIO, _HARMLESS = 100, 64 << 20
 _AT_ONCE = 16 << 20  # bytes read of a zip at once: no bundle's list of files is longer
 _CHUNK = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NUMBERS = "fiub"  # kinds of dtype: floats, integers with and without sign, booleans
 # What zipfile, its decompressors, numpy and the file system raise on damaged or malicious content.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -53,41 +56,79 @@ def is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def unpack(path: Path, key: Path | None = None) -> tuple[Path, Manifest, tempfile.TemporaryDirectory[str], str | None]:
-    """Unpack a zipped bundle into a temporary folder, which is removed with the third of the four values.
+class Unpacked(NamedTuple):
+    """A zip's content: `holder` removes its folder, and `unknown` names what lay in the zip and not in its manifest.
 
-    The last is the fingerprint of `key`, None without one: with a key nothing is unpacked that it has not signed.
+    `signer` is the fingerprint of the key that was asked for, None where none was.
+    """
+
+    root: Path
+    manifest: Manifest
+    holder: tempfile.TemporaryDirectory[str]
+    signer: str | None
+    unknown: tuple[str, ...]
+
+
+_holders = weakref.WeakSet[tempfile.TemporaryDirectory[str]]()
+
+
+def remove_unpacked() -> None:
+    """Remove what is still unpacked, for a process that leaves at once, without Python's own clearing up."""
+    for holder in list(_holders):
+        holder.cleanup()
+
+
+def unpack(path: Path, key: Path | None = None) -> Unpacked:
+    """Unpack a zipped bundle into a temporary folder: what its manifest lists, and with a `key` only what that has signed.
 
     Raises:
-        BundleError: there is not exactly one manifest, or it is not a valid one; the bundle unpacks to too much.
-        SignatureError: the manifest is not what the key's owner signed.
+        BundleError: there is not exactly one manifest, or it is not a valid one; the bundle unpacks to too much, or there is
+            no room for it.
         EscapeError: the manifest names a file outside the bundle.
-        DamagedError: an entry is missing, damaged or larger than recorded.
+        DamagedError: an entry is missing, damaged or larger than recorded; a SignatureError, which is one, with a key.
     """
-    holder = tempfile.TemporaryDirectory(prefix="edgecnn-")
-    root = Path(holder.name)
+    damaged = DamagedError if key is None else SignatureError
     try:
-        with _Bounded(str(path)) as raw, zipfile.ZipFile(raw) as archive:
-            prefix = _prefix(archive, path)
-            data = _extract(archive, prefix + MANIFEST, LARGEST)
-            signature = (
-                _extract(archive, prefix + SIGNATURE, signing.LARGEST)
-                if prefix + SIGNATURE in archive.NameToInfo
-                else None
-            )
-            signer = None if key is None else signing.check(data, signature, key, str(path))
-            manifest = parse_manifest(data, f"{path}:{MANIFEST}")
-            _check_size(manifest, path)
-            (root / MANIFEST).write_bytes(data)
-            if signature is not None:
-                (root / SIGNATURE).write_bytes(signature)
-            for name, record in manifest.files.items():
-                if not is_inside(name):
-                    raise EscapeError(f"{path}: the manifest names {name!r}, which leaves the bundle; do not use it")
-                _write(archive, prefix + name, root / name, record.size)
+        holder = tempfile.TemporaryDirectory(prefix="edgecnn-")
+    except OSError as error:
+        raise BundleError(f"{path}: there is no folder to unpack it into ({error.strerror}); set TMPDIR") from None
+    _holders.add(holder)
+    try:
+        return _unpack(path, key, holder, damaged)
     except UNREADABLE as error:
-        raise DamagedError(f"{path}: a zip that lacks or cannot give up a file of the bundle ({error})") from None
-    return root, manifest, holder, signer
+        holder.cleanup()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            room = f"{tempfile.gettempdir()}: {error.strerror}"
+            raise BundleError(f"{path}: cannot be unpacked ({room}); make room, or set TMPDIR") from None
+        raise damaged(f"{path}: lacks a file of the bundle, or is damaged ({error}); copy the bundle again") from None
+    except BaseException:
+        holder.cleanup()
+        raise
+
+
+def _unpack(
+    path: Path, key: Path | None, holder: tempfile.TemporaryDirectory[str], damaged: type[DamagedError]
+) -> Unpacked:
+    root = Path(holder.name)
+    with _Bounded(str(path)) as raw, zipfile.ZipFile(raw) as archive:
+        prefix = _prefix(archive, path, BundleError if key is None else damaged)
+        data = _extract(archive, prefix + MANIFEST, LARGEST, damaged)
+        signature = None
+        if prefix + SIGNATURE in archive.NameToInfo:
+            signature = _extract(archive, prefix + SIGNATURE, signing.LARGEST, damaged)
+        signer = None if key is None else signing.check(data, signature, key, str(path))
+        manifest = parse_manifest(data, f"{path}:{MANIFEST}")
+        _check_size(manifest, path)
+        (root / MANIFEST).write_bytes(data)
+        if signature is not None:
+            (root / SIGNATURE).write_bytes(signature)
+        for name, record in manifest.files.items():
+            if not is_inside(name):
+                raise EscapeError(f"{path}: the manifest names {name!r}, which leaves the bundle; do not use it")
+            _write(archive, prefix + name, root / name, record.size, damaged)
+        known = {prefix + name for name in (*manifest.files, MANIFEST, SIGNATURE)}
+        unknown = [name for name in archive.namelist() if name not in known and not name.endswith("/")]
+    return Unpacked(root, manifest, holder, signer, tuple(name.removeprefix(prefix) for name in unknown))
 
 
 def read_arrays(data: bytes, largest: int) -> dict[str, npt.NDArray[Any]]:
@@ -127,12 +168,10 @@ def parse_array(data: bytes) -> npt.NDArray[Any]:
     return array
 
 
-def _prefix(archive: zipfile.ZipFile, path: Path) -> str:
+def _prefix(archive: zipfile.ZipFile, path: Path, kind: type[BundleError]) -> str:
     found = [name for name in archive.namelist() if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     if len(found) != 1:
-        raise BundleError(
-            f"{path}: holds {len(found)} manifests; a bundle's zip has one, at the top or one folder down"
-        )
+        raise kind(f"{path}: holds {len(found)} manifests; a bundle's zip has one, at the top or one folder down")
     return found[0][: -len(MANIFEST)]
 
 
@@ -144,15 +183,15 @@ def _check_size(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: unpacks to {total // packed} times its size, as no bundle does; do not use it")
 
 
-def _extract(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def _extract(archive: zipfile.ZipFile, name: str, limit: int, damaged: type[DamagedError]) -> bytes:
     with archive.open(name) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise DamagedError(f"{archive.filename}: {name} is larger than recorded; do not use it")
+        raise damaged(f"{archive.filename}: {name} is larger than recorded; do not use it")
     return data
 
 
-def _write(archive: zipfile.ZipFile, name: str, target: Path, limit: int) -> None:
+def _write(archive: zipfile.ZipFile, name: str, target: Path, limit: int, damaged: type[DamagedError]) -> None:
     """Unpack one entry, a piece at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(name) as file, target.open("wb") as out:
@@ -160,4 +199,4 @@ def _write(archive: zipfile.ZipFile, name: str, target: Path, limit: int) -> Non
             out.write(chunk)
             limit -= len(chunk)
         if file.read(1):
-            raise DamagedError(f"{archive.filename}: {name} is larger than recorded; do not use it")
+            raise damaged(f"{archive.filename}: {name} is larger than recorded; do not use it")

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +61,20 @@ class Bundle:
     """An opened bundle; every file is compared with its recorded hash when it is read.
 
     `signer` is the fingerprint of the key whose signature was asked for and found good, None where none was asked for.
+    A zip is unpacked into `root`; `where` is the zip, and `unknown` what it holds besides that its manifest does not name.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, holder: Any = None, signer: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        holder: Any = None,
+        signer: str | None = None,
+        unknown: Sequence[str] = (),
+        where: Path | None = None,
+    ) -> None:
         self.root = root
+        self._where, self._unknown = where or root, unknown
         self._resolved = os.path.join(os.path.realpath(root), "")  # noqa: PTH118 -- with the separator at its end
         self.manifest = manifest
         self.signer = signer
@@ -96,7 +106,7 @@ class Bundle:
     def _of_zip(cls, path: Path, key: Path | None) -> Bundle | None:
         from edgecnn import archive  # what unpacks zips is not imported for a folder
 
-        return cls(*archive.unpack(path, key)) if archive.is_archive(path) else None
+        return cls(*archive.unpack(path, key), where=path) if archive.is_archive(path) else None
 
     @classmethod
     def _of_folder(cls, path: Path, key: Path | None) -> Bundle:
@@ -131,7 +141,7 @@ class Bundle:
             inside = False
         if not inside:
             raise self._kind(EscapeError)(
-                f"{self.root}: the manifest names {name!r}, which leaves the bundle; do not use it"
+                f"{self._where}: the manifest names {name!r}, which leaves the bundle; do not use it"
             )
         return self.root / name
 
@@ -156,28 +166,32 @@ class Bundle:
         _read_own(self.root, SIGNATURE, 0, self.signer is not None)  # a link in its place is refused
         known = {*self.manifest.files, MANIFEST, SIGNATURE}
         extra = [
-            name
-            for file in self.root.rglob("*")
-            if (file.is_symlink() or not file.is_dir())
-            and ((name := file.relative_to(self.root).as_posix()) not in known)
+            *self._unknown,
+            *(
+                name
+                for file in self.root.rglob("*")
+                if (file.is_symlink() or not file.is_dir())
+                and ((name := file.relative_to(self.root).as_posix()) not in known)
+            ),
         ]
         if extra:
             more = f" and {len(extra) - _LISTED} more" if len(extra) > _LISTED else ""
             raise self._kind(DamagedError)(
-                f"{self.root}: holds {', '.join(sorted(extra)[:_LISTED])}{more}, which the manifest does not know; remove it"
+                f"{self._where}: holds {', '.join(sorted(extra)[:_LISTED])}{more}, which the manifest does not know; remove it"
             )
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         """Read a recorded file in pieces; whoever takes them all knows then that they are the file that was recorded."""
         record, path, damaged = self.manifest.files.get(name), self.path_of(name), self._kind(DamagedError)
+        where = self._where / name
         if record is None:
-            raise BundleError(f"{self.root}: {name} is not in the manifest")
+            raise BundleError(f"{self._where}: {name} is not in the manifest")
         try:
             if not path.is_file():
-                raise damaged(f"{path}: missing; copy the bundle again")
+                raise damaged(f"{where}: missing; copy the bundle again")
             size = path.stat().st_size
             if size != record.size:
-                raise damaged(f"{path}: {size} bytes, the manifest says {record.size}; copy it again")
+                raise damaged(f"{where}: {size} bytes, the manifest says {record.size}; copy it again")
             digest, left = hashlib.sha256(), record.size
             with path.open("rb") as file:
                 while left and (chunk := file.read(min(left, _CHUNK))):
@@ -185,9 +199,9 @@ class Bundle:
                     left -= len(chunk)
                     yield chunk
         except OSError as error:
-            raise damaged(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
+            raise damaged(f"{where}: cannot be read ({error.strerror}); copy the bundle again") from None
         if digest.hexdigest() != record.sha256:
-            raise damaged(f"{path}: the content does not have the recorded SHA-256; copy the bundle again")
+            raise damaged(f"{where}: the content does not have the recorded SHA-256; copy the bundle again")
 
     def _kind(self, error: type[BundleError]) -> type[BundleError]:
         """Where a signature was asked for, whatever differs from what was signed is one thing: not what was signed."""
@@ -203,7 +217,7 @@ class Bundle:
         record = self.manifest.artifacts.get(name)
         if record is None:
             known = ", ".join(self.manifest.artifacts)
-            raise UsageError(f"{self.root}: no artifact is called {name!r}; it has {known}")
+            raise UsageError(f"{self._where}: no artifact is called {name!r}; it has {known}")
         return Artifact(
             name=name,
             format=record.format,
@@ -240,7 +254,7 @@ class Bundle:
                 recorded={name[9:]: array for name, array in stored.items() if name.startswith("recorded_")},
             )
         except UNREADABLE as error:
-            raise DamagedError(f"{self.root / record.arrays}: not the goldens' arrays ({error})") from None
+            raise DamagedError(f"{self._where / record.arrays}: not the goldens' arrays ({error})") from None
         alike = all(array.shape == shape for array in (truth, goldens.logits_float32, *goldens.recorded.values()))
         types = (
             goldens.pixels.dtype,
@@ -248,12 +262,14 @@ class Bundle:
             *(array.dtype for array in (goldens.logits_float32, *goldens.recorded.values())),
         )
         if types != ("uint8", "float64", *["float32"] * (len(types) - 2)):
-            raise DamagedError(f"{self.root / record.arrays}: the arrays are not uint8 pixels and float logits")
+            raise DamagedError(f"{self._where / record.arrays}: the arrays are not uint8 pixels and float logits")
         if not alike or goldens.pixels.shape != (shape[0], *self.manifest.preprocess.shape):
-            raise DamagedError(f"{self.root / record.arrays}: the arrays do not have the shapes of {shape[0]} goldens")
+            raise DamagedError(
+                f"{self._where / record.arrays}: the arrays do not have the shapes of {shape[0]} goldens"
+            )
         if not all(np.isfinite(array).all() for array in (truth, goldens.logits_float32, *goldens.recorded.values())):
             raise DamagedError(
-                f"{self.root / record.arrays}: holds logits that are not finite; export the bundle again"
+                f"{self._where / record.arrays}: holds logits that are not finite; export the bundle again"
             )
         return goldens
 
