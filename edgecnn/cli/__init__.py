@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -39,6 +40,9 @@ COMMANDS = (
 )
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a stream to a full disk raises, without a name
+
+
 class _Failure(click.ClickException):
     """An error on its way out: one line on stderr and its own exit code."""
 
@@ -67,9 +71,14 @@ def _one_line() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _NO_ROOM:
             raise
-        raise _Failure(f"{error.filename}: {error.strerror}", EdgecnnError.exit_code) from error
+        said = f"{error.filename}: {error.strerror}" if error.filename is not None else _unwritten(error)
+        raise _Failure(said, EdgecnnError.exit_code) from error
+
+
+def _unwritten(error: OSError) -> str:
+    return f"the output cannot be written ({error.strerror}): make room where it goes, and run this again"
 
 
 class LazyGroup(click.Group):
@@ -128,6 +137,7 @@ def main() -> NoReturn:
     Everything is written and closed by then; to take the interpreter down module by module, ONNX Runtime and numpy
     with it, costs 40 ms, a sixth of a whole `edgecnn predict`.
     """
+    _open_streams()
     code = 0
     try:
         cli(prog_name="edgecnn")
@@ -136,6 +146,24 @@ def main() -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # nobody reads it any more
-        code = code or 1
+    except OSError as error:
+        if not code and error.errno in _NO_ROOM:
+            click.echo(f"edgecnn: {_unwritten(error)}", err=True)
+            code = EdgecnnError.exit_code
+        code = code or 1  # nobody reads it any more
+    if "edgecnn.archive" in sys.modules:
+        sys.modules["edgecnn.archive"].remove_unpacked()
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) the null device in their place.
+
+    A file that is opened would get the free number, and what a library writes to stdout or stderr would end up in it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 -- as long as the process
