@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, demo_bundle, print_machine
+from common import ROOT, demo_bundle, environment, print_machine
 
 # Runs the command in this very process and prints its peak resident memory at the end.
 MEASURED = """
@@ -37,10 +36,9 @@ def main() -> None:
         constraint = ROOT / "deploy" / "box.txt"
         # Without --no-compile pip writes byte code for every module, 37 MB of it for what never runs.
         subprocess.run([*pip, "--no-compile", "--constraint", constraint, f"{ROOT}[cpu]"], check=True)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         golden = bundle / "goldens" / "000.png"
         command = [python, "-c", MEASURED, "predict", bundle, golden]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
         peak = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
         if peak is None:
             raise SystemExit("no VmHWM in /proc/self/status")

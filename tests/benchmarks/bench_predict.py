@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from common import demo_bundle, interleave, print_machine, print_ratio
+from common import demo_bundle, environment, interleave, print_machine, print_ratio
 from PIL import Image
 
 from edgecnn.backends.base import SessionOptions
@@ -109,7 +109,7 @@ def whole_command(bundle: Path) -> None:
 
 def run(command: list[str]) -> None:
     """Run a command to its end."""
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=environment())
 
 
 if __name__ == "__main__":

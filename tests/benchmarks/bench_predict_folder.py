@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import demo_bundle, print_machine
+from common import demo_bundle, environment, print_machine
 from PIL import Image
 
 from edgecnn.bundle import Bundle
@@ -112,7 +112,7 @@ def main() -> None:
         for _ in range(rounds):
             for name in order:
                 start = time.perf_counter()
-                subprocess.run(commands[name], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run(commands[name], check=True, stdout=subprocess.DEVNULL, env=environment())
                 rates[name].append(count / (time.perf_counter() - start))
             order.reverse()
     for name, found in rates.items():

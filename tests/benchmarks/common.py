@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def print_ratio(what: str, times: dict[str, list[float]], unit: float, name: str
         f"{what}: {first} {statistics.median(a) * unit:.1f} {name}, {second} {statistics.median(b) * unit:.1f} {name}, "
         f"ratio {middle:.3f} ({low:.3f} to {high:.3f}) over {len(a)} rounds{goal}"
     )
+
+
+def environment() -> dict[str, str]:
+    """Give commands an environment without this shell's own settings of Python, such as one that keeps it from caching byte code."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
 
 def print_machine() -> None:
