@@ -34,7 +34,7 @@ def localization_png(found: Localization) -> bytes:
     """Draw the error along the depth, relative to each tensor's own size: alone, accumulated, and what rounding explains."""
     from matplotlib.figure import Figure
 
-    from edgecnn.report.quantization_plots import drawable, figure_png
+    from edgecnn.report.figures import drawable, figure_png
 
     figure = Figure(figsize=(9.5, max(3.0, 1.6 + 0.3 * len(found.blocks))), layout="constrained")
     axes: Any = figure.subplots()

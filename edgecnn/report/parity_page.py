@@ -200,7 +200,7 @@ def _plot(report: ParityReport) -> bytes:
     """Draw a bar a candidate on a logarithmic axis, the worst case that is let pass as a line."""
     from matplotlib.figure import Figure
 
-    from edgecnn.report.quantization_plots import drawable, figure_png
+    from edgecnn.report.figures import drawable, figure_png
 
     bars = [(cell, bar) for cell in report.cells if (bar := _bar(cell, report)) is not None]
     figure = Figure(figsize=(9.5, 1.3 + 0.42 * len(bars)), layout="constrained")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +10,11 @@ import numpy as np
 
 from edgecnn.images import Pixels
 from edgecnn.metrics import Mistake, wilson
+from edgecnn.report.figures import drawable, figure_png
 from edgecnn.runs import Metrics
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _NAMES_FIT = 60  # more classes than this and their names would overlap
 _PAIRS_SHOWN = 30
@@ -48,7 +47,7 @@ def plot_curves(metrics: Metrics) -> bytes:
     for one in axes:
         one.grid(alpha=0.3)
         one.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def plot_confusion(metrics: Metrics, labels: tuple[str, ...]) -> bytes:
@@ -75,7 +74,7 @@ def plot_confusion(metrics: Metrics, labels: tuple[str, ...]) -> bytes:
         _write_cells(axes[0], counts, norm(shares), labels, side)
     else:
         _list_confusions(axes[1], metrics, labels)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def most_confused(metrics: Metrics, labels: Sequence[str]) -> list[tuple[str, str, int, int]]:
@@ -115,7 +114,7 @@ def plot_reliability(metrics: Metrics) -> bytes:
     axes[1].set(xlabel="confidence of the answer", ylabel="images")
     for one in axes:
         one.grid(alpha=0.3)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def plot_mistakes(mistakes: Sequence[Mistake], images: Pixels) -> bytes:
@@ -134,7 +133,7 @@ def plot_mistakes(mistakes: Sequence[Mistake], images: Pixels) -> bytes:
             f"is {_short(mistake.truth)}\nsays {_short(mistake.answer)}, {mistake.confidence:.1%}\n{_short(mistake.image)}",
             fontsize=8,
         )
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _column(metrics: Metrics, name: str) -> list[float]:
@@ -173,18 +172,4 @@ def _reliability_title(metrics: Metrics) -> str:
 
 
 def _short(name: str) -> str:
-    """Make a name drawable: one line, the middle left out where it is long, and no dollars that begin a formula."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in name)
-    if len(plain) > _LONGEST:
-        half = (_LONGEST - 1) // 2
-        plain = f"{plain[:half]}…{plain[-half:]}"
-    return plain.replace("$", r"\$")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Scripts that matplotlib's own font lacks become boxes; the report has the names in full.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return drawable(name, _LONGEST)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from edgecnn.report.figures import drawable, figure_png
 from edgecnn.report.quantization import named, names_of
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from edgecnn.quantization.run import Report
 
 COLOURS = {"PASS": "tab:green", "INCONCLUSIVE": "tab:orange", "FAIL": "tab:red", "NOT MEASURED": "tab:grey"}
-_LONGEST = 34  # letters of a name
 _SMALLEST, _LARGEST = 30.0, 260.0  # markers, in square points
 _LABELLED = 8  # placements of the front
 
@@ -99,25 +97,6 @@ def plot_placements(report: Report) -> bytes:
     axes.margins(0.08)
     axes.legend(loc="best", fontsize=8)
     return figure_png(figure)
-
-
-def drawable(name: str, longest: int = _LONGEST) -> str:
-    """Make a name drawable: one line, the middle left out where it is long, and no dollars that begin a formula."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in name)
-    if len(plain) > longest:
-        half = (longest - 1) // 2
-        plain = f"{plain[:half]}…{plain[-half:]}"
-    return plain.replace("$", r"\$")
-
-
-def figure_png(figure: Figure) -> bytes:
-    """Draw a figure as PNG."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Scripts that matplotlib's own font lacks become boxes; the tables have the names in full.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def _interval(axes: Any, place: int, value: float, low: float, high: float, colour: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecnn.report.quantization_plots import drawable, figure_png
+from edgecnn.report.figures import drawable, figure_png
 
 if TYPE_CHECKING:
     from edgecnn.quantization.sensitivity import LayerSensitivity, NodeSensitivity, Sensitivity
