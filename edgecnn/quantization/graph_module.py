@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from edgecnn.errors import QuantizationError, TrainingError
 from edgecnn.quantization.graph import layers_of, weights_of
-from edgecnn.quantization.operators import Call, read_call, run
+from edgecnn.quantization.operator_call import Call
+from edgecnn.quantization.operators import read_call, run
 
 
 class GraphModule(nn.Module):
