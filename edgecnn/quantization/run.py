@@ -109,8 +109,10 @@ def quantize_model(
     precision = precision_for(options.target, options.precision)
     judged = Evaluation.of(source.model, evaluation, options.tolerance)
     yardstick = Yardstick(source.model, calibration)
-    work = _half if precision == "fp16" else _int8
-    model, found = work(source, calibration, judged, yardstick, options, precision, train, folder, say)
+    if precision == "fp16":
+        model, found = _half(source, judged, say)
+    else:
+        model, found = _int8(source, calibration, judged, yardstick, options, precision, train, folder, say)
     size = len(model.SerializeToString())
     decisions: Decisions = found["decisions"]
     gate = judge(decisions, found.get("speed"), _elsewhere(options.target), yardstick.bytes, size)
@@ -171,17 +173,7 @@ def _int8(
     return slim(climb.model), found
 
 
-def _half(
-    source: Source,
-    calibration: FeedSet,
-    judged: Evaluation,
-    yardstick: Yardstick,
-    options: QuantizeOptions,
-    precision: Precision,
-    train: FeedSet | None,
-    folder: Path | None,
-    say: Callable[[str], None],
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def _half(source: Source, judged: Evaluation, say: Callable[[str], None]) -> tuple[onnx.ModelProto, dict[str, Any]]:
     model = to_half(source.model)
     say("fp16: judging the answers, computed on the CPU")
     losses = tuple(str(loss) for loss in half_losses(source.model))
