@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from once import made_once
 
 # Two workers on two cores: each keeps to its own, or torch and ONNX Runtime would start two threads in both.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -17,20 +17,17 @@ if _WORKER and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {_CPUS[int(_WORKER.removeprefix("gw")) % len(_CPUS)]})
 
 
+# Their modules make what takes many seconds: at the end of the queue two workers would share, and make, it.
+_TOGETHER = ("test_walkthroughs.py", "test_packaging.py", "test_processes.py", "test_third_party.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the slowest tests first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.get_closest_marker("slow") is None, item.path.name not in _TOGETHER
 
-def made_once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """Make a folder in one worker while the others wait for it."""
-    base.mkdir(parents=True, exist_ok=True)
-    folder = base / name
-    with (base / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            make(folder)
-    return folder
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fault.bundles import colour_bundle
 from fault.faults import full_range
+from once import made_once
 
 from edgecnn.bundle import Bundle
 from edgecnn.data import LabelledImages
@@ -16,12 +17,15 @@ from edgecnn.data.of_bundle import find_test_images
 
 
 @pytest.fixture(scope="session")
-def clean(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def clean(bundle_folder: Path, shared_tmp: Path) -> Mapping[str, Path]:
     """Return the bundles by the names that faults call them by."""
-    whole = tmp_path_factory.mktemp("full") / "bundle"
-    full_range(bundle_folder, whole)
-    colours = colour_bundle(tmp_path_factory.mktemp("colour"))
-    return {"digits": bundle_folder, "colour": colours, "full range": whole}
+
+    def make(folder: Path) -> None:
+        full_range(bundle_folder, folder / "full")
+        colour_bundle(folder)
+
+    made = made_once(shared_tmp, "faults", make)
+    return {"digits": bundle_folder, "colour": made / "bundle", "full range": made / "full"}
 
 
 @pytest.fixture(scope="session")
