@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from greys import dataset, net, one_thread, write_npz  # noqa: F401 -- the fixture is for every test here
+from ranks import Ranks, free_port, parent
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -242,7 +242,8 @@ def test_the_first_process_speaks_for_all(
     assert bool(waited) is not spoken
 
 
-# Real processes: torchrun, gloo, the loopback. The report's pictures are left out, they take longer than the training.
+# Real processes: gloo, the loopback, and torchrun where it is what matters; where it is not they are forked, which saves
+# each the import of torch. The report's pictures are left out, they take longer than the training.
 DRIVER = """
 import os, signal
 from edgecnn.training import evaluate, loop, state
@@ -265,12 +266,13 @@ def command(folder: Path, *more: str) -> list[str]:
     """Give the line that trains with two processes."""
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
-    data = write_npz(folder / "greys.npz", dataset(train=96))
-    return [*launch, str(driver), "train", data, *OPTIONS, *more]
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    return [sys.executable, *launch, str(driver), *asked(folder, *more)]
+
+
+def asked(folder: Path, *more: str) -> list[str]:
+    """Give what edgecnn is asked for."""
+    return ["train", write_npz(folder / "greys.npz", dataset(train=96)), *OPTIONS, *more]
 
 
 def environment(saves: int = 0) -> dict[str, str]:
@@ -278,18 +280,28 @@ def environment(saves: int = 0) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "SAVES": str(saves), "SAVE_SECONDS": "-1" if saves else "120"}
 
 
-def go(folder: Path, *more: str, saves: int = 0) -> subprocess.CompletedProcess[str]:
+def by_torchrun(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Train with two processes."""
-    words, variables = command(folder, *more), environment(saves)
+    words, variables = command(folder, *more), environment()
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=180, env=variables)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with parent() as opened:
+        yield opened
+
+
+def go(ranks: Ranks, folder: Path, *more: str, saves: int = 0) -> SimpleNamespace:
+    """Train with two processes that are forked."""
+    return ranks.run(DRIVER, ["edgecnn", *asked(folder, *more)], environment(saves), folder / "said")
 
 
 def alone(folder: Path, *more: str) -> Result:
     """Train with this process alone."""
-    data = write_npz(folder / "greys.npz", dataset(train=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgecnn.training.evaluate._write_pictures", lambda *_: None)
-        return CliRunner().invoke(edgecnn_cli, ["train", data, *OPTIONS, *more])
+        return CliRunner().invoke(edgecnn_cli, asked(folder, *more))
 
 
 @dataclass(frozen=True)
@@ -319,7 +331,7 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
     for count in (1, 2):
         out = folder / str(count)
         words = ("--epochs", "3", "-o", str(out))
-        done = alone(folder, *words) if count == 1 else go(folder, *words)
+        done = alone(folder, *words) if count == 1 else by_torchrun(folder, *words)
         assert (done.exit_code if isinstance(done, Result) else done.returncode) == 0, done.stderr
         found[count] = Run(out, json.loads(done.stdout), done.stderr)
     return found
@@ -383,11 +395,11 @@ def test_a_killed_process_ends_the_other(killed: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def stopped(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Give the run folders of one and of two processes, the first of which died in the middle of the second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
     words = ("--epochs", "3", "-o")
-    died = go(folder, *words, str(folder / "2"), saves=8)
+    died = go(ranks, folder, *words, str(folder / "2"), saves=8)
     assert died.returncode != 0
     assert died.stdout == ""
     with pytest.MonkeyPatch.context() as patch:
@@ -408,13 +420,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
 def test_a_stopped_training_goes_on_with_as_many_processes_or_others(
-    before: int, after: int, wholes: dict[int, Run], stopped: dict[int, Path], tmp_path: Path
+    before: int, after: int, ranks: Ranks, wholes: dict[int, Run], stopped: dict[int, Path], tmp_path: Path
 ) -> None:
     """Two go on to the very same weights; with another number it is said, and the weights are the same but for rounding."""
     out = tmp_path / "run"
     shutil.copytree(stopped[before], out)
     words = ("--epochs", "3", "-o", str(out), "--resume")
-    done = alone(tmp_path, *words) if after == 1 else go(tmp_path, *words)
+    done = alone(tmp_path, *words) if after == 1 else go(ranks, tmp_path, *words)
     assert (done.exit_code if isinstance(done, Result) else done.returncode) == 0, done.stderr
     assert done.stderr.count("goes on in epoch 2") == 1
     told = f"{before} before, {after} now: the result is the same but for rounding and for which values dropout drops"
@@ -431,9 +443,9 @@ def test_a_stopped_training_goes_on_with_as_many_processes_or_others(
 
 
 @pytest.mark.slow
-def test_a_mistake_under_torchrun_is_said_once(tmp_path: Path) -> None:
+def test_a_mistake_is_said_once(ranks: Ranks, tmp_path: Path) -> None:
     """Batches too small for the processes are one line from one of them."""
-    done = go(tmp_path, "-o", str(tmp_path / "run"), "--batch-size", "2")
+    done = go(ranks, tmp_path, "-o", str(tmp_path / "run"), "--batch-size", "2")
     (line,) = [line for line in done.stderr.splitlines() if "too small" in line]
     assert line.startswith("edgecnn: batches of 2 images are too small for 2 processes")
     assert done.returncode != 0
