@@ -24,6 +24,14 @@ def run(*command: str | Path, expect: int = 0) -> subprocess.CompletedProcess[st
     return done
 
 
+def install(folder: Path, *wanted: str | Path) -> Path:
+    """Make an environment with what is wanted in it, and return its programs; this environment's pip fills it."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-compile", *wanted)
+    return folder / "bin"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source") / "edgecnn", tmp_path_factory.mktemp("wheel")
@@ -40,11 +48,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def box(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an environment as an edge box has it: the base install and an older onnxruntime than the exporter's."""
     folder = tmp_path_factory.mktemp("box") / "venv"
-    run(sys.executable, "-m", "venv", folder)
-    constraint = ROOT / "deploy" / "box.txt"
-    pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, "--no-compile", "--constraint", constraint, f"{wheel}[cpu]")
-    return folder / "bin"
+    return install(folder, "--constraint", ROOT / "deploy" / "box.txt", f"{wheel}[cpu]")
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +122,7 @@ def test_box_names_what_is_missing(box: Path, moved_bundle: Path, run_folder: Pa
 
 def test_no_runtime_names_the_extra(wheel: Path, moved_bundle: Path, tmp_path: Path) -> None:
     """With neither onnxruntime nor onnxruntime-gpu, predict says in one line which extra to install."""
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", wheel)
+    python = install(tmp_path / "venv", wheel) / "python"
     done = run(python, "-m", "edgecnn", "predict", moved_bundle, moved_bundle / "goldens" / "000.png", expect=2)
     assert len(done.stderr.splitlines()) == 1
     assert "edgecnn[cpu]" in done.stderr
