@@ -28,6 +28,7 @@ from served import Server, drain, sample, serving
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
 from edgecnn.errors import BackendError, UsageError
+from edgecnn.serving import run as serving_run
 from edgecnn.serving.app import SERVICE, make_app
 from edgecnn.serving.limits import Limits
 from edgecnn.spec import BackendRef
@@ -40,6 +41,12 @@ MB = 1 << 20
 @pytest.fixture(scope="module")
 def bundle(bundle_folder: Path) -> Bundle:
     return Bundle.open(bundle_folder)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the rest of what was refused for a moment only; clients on loopback need no more to see the refusal."""
+    monkeypatch.setattr(serving_run, "LINGER", 0.3)
 
 
 def make(bundle: Bundle, **limits: Any) -> web.Application:
