@@ -320,9 +320,7 @@ def test_two_deployments_do_not_meet(box: Loopback, tmp_path: Path, monkeypatch:
     box_store.Store("here")
 
 
-@pytest.mark.parametrize(
-    "folder", ["a b", "$(touch pwned)", "-rf", 'it\'s "quoted"', "`touch pwned`;x", "ü/ひ", "x\ny", "~/tilde", "a:b@c"]
-)
+@pytest.mark.parametrize("folder", ['it\'s "a b"/$(touch pwned) `touch pwned`;x\ny üひ', "-rf", "~/tilde", "a:b@c"])
 def test_a_folder_may_have_any_name(folder: str, box: Loopback, bundle_folder: Path) -> None:
     """Spaces, quotes, what a shell would run, and a leading dash are a folder's name and nothing else."""
     home = Path.home() if folder.startswith("~") else box.home
