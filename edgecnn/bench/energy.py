@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecnn.device.heat import SYSTEM
+from edgecnn.host import text_of
 from edgecnn.spec import Frozen
 
 
@@ -67,10 +68,10 @@ class EnergyMeter:
         """Take the packages, which hold cores and caches; the platform (psys) would count them twice."""
         base, found = system / "class/powercap", list[_Domain]()
         for zone in sorted(base.glob("*")):
-            name = _text(zone / "name")
+            name = text_of(zone / "name")
             if name is None or not name.startswith("package") or not (zone / "energy_uj").exists():
                 continue
-            reach, count = _text(zone / "max_energy_range_uj") or "", self._count(zone / "energy_uj")
+            reach, count = text_of(zone / "max_energy_range_uj") or "", self._count(zone / "energy_uj")
             if count is None:
                 return []
             if not reach.isdigit():
@@ -90,11 +91,4 @@ class EnergyMeter:
             self.problem = f"{path}: {error.strerror or error}{hint}"
         except ValueError:
             self.problem = f"{path} holds no number"
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
         return None

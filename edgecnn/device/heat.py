@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgecnn.host import text_of
 from edgecnn.spec import Frozen
 
 SYSTEM = Path("/sys")
@@ -50,7 +51,7 @@ def _zones(system: Path) -> list[tuple[str, float]]:
     for zone in sorted((system / "class/thermal").glob("thermal_zone*")):
         celsius = _scaled(zone / "temp", 1000)
         if celsius is not None and -50 < celsius < 200:  # sensors that are not there report the impossible
-            found.append((_text(zone / "type") or zone.name, celsius))
+            found.append((text_of(zone / "type") or zone.name, celsius))
     return found
 
 
@@ -58,18 +59,16 @@ def _throttle_count(system: Path) -> int | None:
     """Add up what x86 counts for each core; threads of one core show the same count, so each core is taken once."""
     counts: dict[str, int] = {}
     for folder in (system / "devices/system/cpu").glob("cpu[0-9]*"):
-        count = _text(folder / "thermal_throttle/core_throttle_count")
+        count = text_of(folder / "thermal_throttle/core_throttle_count")
         if count is not None and count.isdigit():
-            core = (
-                f"{_text(folder / 'topology/physical_package_id')}:{_text(folder / 'topology/core_id') or folder.name}"
-            )
+            core = f"{text_of(folder / 'topology/physical_package_id')}:{text_of(folder / 'topology/core_id') or folder.name}"
             counts[core] = max(counts.get(core, 0), int(count))
     return sum(counts.values()) if counts else None
 
 
 def _firmware(system: Path) -> list[str]:
     """Read the Raspberry Pi's flags."""
-    text = _text(system / _FIRMWARE_FILE)
+    text = text_of(system / _FIRMWARE_FILE)
     try:
         bits = int(text or "0", 16)
     except ValueError:
@@ -81,13 +80,6 @@ def _firmware(system: Path) -> list[str]:
 
 def _scaled(path: Path, divisor: float) -> float | None:
     try:
-        return int(_text(path) or "") / divisor
+        return int(text_of(path) or "") / divisor
     except ValueError:
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
         return None
