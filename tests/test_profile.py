@@ -17,7 +17,7 @@ from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
 from edgecnn.device import profile as profiles
 from edgecnn.device.profile import Choice, Key, Profile, Settings, chosen, folders_of, key_of, look_up, write_profile
-from edgecnn.errors import MissingPackageError
+from edgecnn.errors import MissingPackageError, UsageError
 from edgecnn.spec import BackendRef, to_json
 
 DEFAULT = BackendRef(backend="onnxruntime")
@@ -246,7 +246,7 @@ def test_without_a_home_a_profile_is_not_written_elsewhere(bundle: Bundle, monke
     profile = made(bundle)
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(MissingPackageError, match="XDG_CONFIG_HOME"):
+    with pytest.raises(UsageError, match="XDG_CONFIG_HOME"):
         write_profile(profile)
 
 

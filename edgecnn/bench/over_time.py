@@ -9,7 +9,7 @@ from edgecnn import host
 from edgecnn.backends.base import Session, SessionOptions, Tensors, open_session
 from edgecnn.bench.paced import Paced, measure_paced
 from edgecnn.bench.run import UNTIMED, golden_feeds, is_timed
-from edgecnn.bench.soak import Soak, soak
+from edgecnn.bench.soak import SHORTEST_SOAK, TOO_SHORT, Soak, soak
 from edgecnn.bundle import Bundle
 from edgecnn.errors import UsageError
 from edgecnn.host import Host, Load
@@ -53,6 +53,8 @@ def bench_soak(
     Raises:
         UsageError: no candidates, one whose time says nothing, or too short a time.
     """
+    if not seconds >= SHORTEST_SOAK:
+        raise UsageError(TOO_SHORT)
     conditions, found = _each(
         bundle, refs, batch, threads, lambda name, session, feeds: soak(name, session, feeds, seconds)
     )
@@ -80,20 +82,24 @@ def _each(
     threads: int,
     measure: Callable[[str, Session, Tensors], Found],
 ) -> tuple[Conditions, tuple[Found, ...]]:
-    if not refs:
-        raise UsageError("bench needs at least one candidate")
+    if not refs or len({str(ref) for ref in refs}) != len(refs):
+        raise UsageError("bench needs different candidates, and one at least")
     untimed = next((ref for ref in refs if not is_timed(ref)), None)
     if untimed is not None:
         raise UsageError(f"{untimed}: {UNTIMED}; leave it out")
     threads = threads or host.usable_threads()
     feeds = golden_feeds(bundle, batch)
     machine, busy, before = host.fingerprint(), host.busy_cores(), host.load()
-    found = []
-    for ref in refs:
-        artifact = artifact_for(bundle, ref)
-        named = BackendRef(backend=ref.backend, artifact=artifact.name, device=ref.device)
-        with open_session(named, artifact, SessionOptions(threads=threads)) as session:
-            found.append(measure(str(named), session, feeds))
+    found, artifacts = list[Found](), [artifact_for(bundle, ref) for ref in refs]
+    named = [
+        (BackendRef(backend=ref.backend, artifact=artifact.name, device=ref.device), artifact)
+        for ref, artifact in zip(refs, artifacts, strict=True)
+    ]
+    for ref, artifact in named[1:]:  # what does not load is not to be found out after an hour of the one before it
+        open_session(ref, artifact, SessionOptions(threads=threads)).__exit__(None, None, None)
+    for ref, artifact in named:
+        with open_session(ref, artifact, SessionOptions(threads=threads)) as session:
+            found.append(measure(str(ref), session, feeds))
     conditions = Conditions(
         bundle=bundle.manifest.name,
         batch=batch,

@@ -18,6 +18,7 @@ from edgecnn.spec import Frozen
 
 WINDOWS, SHORTEST = 60, 0.1  # windows in a soak, seconds of one at least
 SHORTEST_SOAK = 1.0
+TOO_SHORT = f"a soak takes at least {SHORTEST_SOAK:g} s, and a minute to find heat"
 UNDISTURBED = 0.9  # of the processor time that a window had at best
 LOW_CLOCK = 0.9  # of the highest rate seen: a clock below it has come down
 
@@ -74,7 +75,7 @@ def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float
         UsageError: the time is too short for a trend.
     """
     if seconds < SHORTEST_SOAK:
-        raise UsageError(f"a soak takes at least {SHORTEST_SOAK:g} s, and a minute to find heat")
+        raise UsageError(TOO_SHORT)
     batch = len(next(iter(feeds.values())))
     session.run(feeds)
     width = max(SHORTEST, seconds / WINDOWS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgecnn.cli.options import candidates_option, existing, json_option, print_json, say
+from edgecnn.cli.options import FiniteRange, candidates_option, existing, json_option, print_json, refuse_inside, say
 from edgecnn.spec import BackendRef
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -36,14 +36,14 @@ class DurationParam(click.ParamType):  # type: ignore[type-arg]  # generic only 
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Images a run.")
 @click.option(
     "--threads",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 4096),
     default=1,
     show_default=True,
     help="Threads of the backend; 0 is all that this process may use.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Of timed calls for each candidate.  [default: 2, with --paced 10]",
 )
 @click.option(
@@ -60,7 +60,7 @@ class DurationParam(click.ParamType):  # type: ignore[type-arg]  # generic only 
 )
 @click.option(
     "--paced",
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=FiniteRange(0, 10_000, min_open=True),
     metavar="HZ",
     help="Run at a camera's rate, asleep between frames, against flat out.",
 )
@@ -87,19 +87,23 @@ def command(
       edgecnn bench bundles/photos --paced 30
     """  # fmt: skip
     _check(soak, paced, asked)
+    refuse_inside(bundle, asked["html"], "--html")
     from edgecnn.bundle import Bundle
+    from edgecnn.files import write_atomic
     from edgecnn.predict import DEFAULT_BACKEND
 
     opened = Bundle.open(bundle)
-    refs = list(candidates)
+    refs, page = list(candidates), None
     if soak is not None or paced is not None:
-        report, said = _over_time(opened, refs or [BackendRef(backend=DEFAULT_BACKEND)], soak, paced, asked)
+        report, said, page = _over_time(opened, refs or [BackendRef(backend=DEFAULT_BACKEND)], soak, paced, asked)
     else:
         report, said = _bench(opened, refs, asked)
     if as_json:
         print_json(report)
     else:
         click.echo(said)
+    if page is not None:  # after an hour's figures are told, whether or not there is room for it
+        write_atomic(asked["html"], page.encode())
 
 
 def _check(soak: float | None, paced: float | None, asked: dict[str, Any]) -> None:
@@ -128,17 +132,14 @@ def _bench(bundle: Any, refs: list[BackendRef], asked: dict[str, Any]) -> tuple[
 
 def _over_time(
     bundle: Any, refs: list[BackendRef], soak: float | None, paced: float | None, asked: dict[str, Any]
-) -> tuple[Any, str]:
+) -> tuple[Any, str, str | None]:
     from edgecnn.bench.over_time import bench_paced, bench_soak
-    from edgecnn.files import write_atomic
     from edgecnn.report.over_time import paced_text, soak_page, soak_text
 
     if soak is None:
         seconds = 10.0 if asked["seconds"] is None else asked["seconds"]
         frames = bench_paced(bundle, refs, paced or 0.0, seconds, asked["batch"], asked["threads"])
-        return frames, paced_text(frames)
-    say(f"edgecnn: {len(refs)} candidate(s), {soak:.0f} s each")
+        return frames, paced_text(frames), None
+    say(f"edgecnn: {len(refs)} candidate(s), {soak:g} s each")
     report = bench_soak(bundle, refs, soak, asked["batch"], asked["threads"])
-    if asked["html"] is not None:
-        write_atomic(asked["html"], soak_page(report).encode())
-    return report, soak_text(report)
+    return report, soak_text(report), soak_page(report) if asked["html"] is not None else None

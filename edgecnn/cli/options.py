@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,17 @@ class FractionParam(FractionBase):
         return points / 100
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers, which neither infinity nor what is no number (`nan`) lies in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number within the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 existing = click.Path(exists=True, path_type=Path)
 backend_type = BackendParam()
 key_option = click.option(
@@ -115,6 +128,18 @@ def make_data_options(options: dict[str, Any]) -> DataOptions:
     names = ("fit", "val", "test", "group_from", "test_from", "stream", "strict", "seed")
     channels: Literal[1, 3] | None = {"1": 1, "3": 3}.get(options["channels"])  # type: ignore[assignment]  # click checked it
     return DataOptions(size=options["image_size"], channels=channels, **{name: options[name] for name in names})
+
+
+def refuse_inside(bundle: Path, out: Path | None, option: str) -> None:
+    """Refuse to write what an option asks for into a bundle, which would no longer be what its manifest says.
+
+    Raises:
+        UsageError: it would lie in the bundle's folder.
+    """
+    if out is not None and os.path.realpath(out).startswith(os.path.join(os.path.realpath(bundle), "")):  # noqa: PTH118
+        raise UsageError(
+            f"{out}: lies in the bundle, which holds what its manifest lists and nothing else: give {option} a file elsewhere"
+        )
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgecnn.cli.options import candidates_option, existing, json_option, print_json, say
+from edgecnn.cli.options import FiniteRange, candidates_option, existing, json_option, print_json, say
 from edgecnn.spec import BackendRef
 
 
@@ -27,7 +27,7 @@ from edgecnn.spec import BackendRef
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=20.0,
     show_default=True,
     help="Of timing at most; loading and parity come on top.",
@@ -50,11 +50,14 @@ def command(
       edgecnn tune bundles/photos --for throughput --seconds 60 --dry-run
     """  # fmt: skip
     from edgecnn.bundle import Bundle
-    from edgecnn.device.profile import write_profile
+    from edgecnn.device.profile import own_place, write_profile
     from edgecnn.device.tune import profile_of, tune
     from edgecnn.report.tune import tune_text
 
-    found = tune(Bundle.open(bundle), purpose, seconds, candidates, lambda line: say(f"edgecnn: {line}"))
+    opened = Bundle.open(bundle)
+    if not dry_run:
+        own_place()  # rather than after the races
+    found = tune(opened, purpose, seconds, candidates, lambda line: say(f"edgecnn: {line}"))
     if as_json:
         print_json(found)
     else:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from edgecnn.cli.options import backend_type, existing, json_option, key_option, print_json, say
+from edgecnn.cli.options import (
+    FiniteRange,
+    backend_type,
+    existing,
+    json_option,
+    key_option,
+    print_json,
+    refuse_inside,
+    say,
+)
 from edgecnn.spec import BackendRef
 
 
@@ -21,7 +30,7 @@ from edgecnn.spec import BackendRef
     multiple=True,
     help="What runs it; may be repeated. Without :ARTIFACT every one that it reads.  [default: onnxruntime on the CPU and each usable device]",
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Of timing each artifact.")  # fmt: skip
+@click.option("--seconds", type=FiniteRange(0.1, 60), default=1.0, show_default=True, help="Of timing each artifact.")  # fmt: skip
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON report to this file, too."
 )
@@ -52,14 +61,23 @@ def command(
     from edgecnn.report.verify import verify_text
     from edgecnn.spec import to_json
 
+    refuse_inside(bundle, report, "--report")
     found = verify_bundle(Bundle.open(bundle, key), seconds, backends, say)
-    if report is not None:
-        write_atomic(report, to_json(found))
     if as_json:
         print_json(found)
     else:
         click.echo(verify_text(found))
+    refusal = None
     if found.refused:
-        raise VerdictError(f"{found.bundle}: must not be used here: {', '.join(found.refused)}")
-    if found.decoding is Verdict.FAIL:
-        raise VerdictError(f"{found.bundle}: images are decoded otherwise here: {found.decoding_reason}")
+        refusal = f"{found.bundle}: must not be used here: {', '.join(found.refused)}"
+    elif found.decoding is Verdict.FAIL:
+        refusal = f"{found.bundle}: images are decoded otherwise here: {found.decoding_reason}"
+    try:
+        if report is not None:
+            write_atomic(report, to_json(found))
+    except OSError as error:  # after what was found is told, and no reason to forget the verdict
+        if refusal is None:
+            raise
+        say(f"edgecnn: {error.filename}: {error.strerror}")
+    if refusal is not None:
+        raise VerdictError(refusal)

@@ -41,7 +41,7 @@ def references(bundle: Bundle, asked: Sequence[BackendRef]) -> tuple[list[Backen
     """
     backend: Backend = registry.get(registry.BACKENDS, DEFAULT_BACKEND)
     if asked:
-        return [_asked(bundle, ref) for ref in asked], []
+        return list(dict.fromkeys(_asked(bundle, ref) for ref in asked)), []
     first = artifact_for(bundle, BackendRef(backend=DEFAULT_BACKEND), backend).name
     names = [name for name, record in bundle.manifest.artifacts.items() if record.format in backend.formats]
     names.sort(key=lambda name: name != first)

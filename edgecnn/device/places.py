@@ -80,10 +80,12 @@ def unweighed(ref: BackendRef) -> str | None:
 
 
 def _spread(bundle: Bundle, ref: BackendRef) -> list[BackendRef]:
-    if ref.artifact is not None:
-        bundle.artifact(ref.artifact)
-        return [ref]
     formats = registry.get(registry.BACKENDS, ref.backend).formats
+    if ref.artifact is not None:
+        found = bundle.artifact(ref.artifact).format
+        if found not in formats:
+            raise UsageError(f"{ref}: {ref.backend} reads {', '.join(formats)}, and {ref.artifact} is {found}")
+        return [ref]
     names = [name for name, record in bundle.manifest.artifacts.items() if record.format in formats]
     if not names:
         raise UsageError(f"{ref}: {bundle.root} holds no artifact that {ref.backend} reads ({', '.join(formats)})")

@@ -185,17 +185,31 @@ def write_profile(profile: Profile) -> Path:
     """Write a profile into the person's own folder, whole or not at all, over an older one for the same things.
 
     Raises:
-        MissingPackageError: there is no home to put it into.
+        UsageError: there is no place to put it into.
     """
-    own = own_folder(os.environ)
-    if own is None:
-        raise MissingPackageError(
-            "no home folder to put the profile into: set XDG_CONFIG_HOME to a folder for settings"
-        )
+    own = own_place()
     held_for = hashlib.sha256(to_json(profile.key)).hexdigest()[:16]
     path = own / _slug(profile.bundle) / f"{held_for}.json"
     write_atomic(path, to_json(profile))
     return path
+
+
+def own_place() -> Path:
+    """Make the person's own folder of profiles and return it.
+
+    Raises:
+        UsageError: there is no home to put it into, or it cannot be written to.
+    """
+    own, told = own_folder(os.environ), "set XDG_CONFIG_HOME to a folder for settings"
+    if own is None:
+        raise UsageError(f"no home folder to put the profile into: {told}")
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{own}: no folder for the profile can be made ({error.strerror}): {told}") from None
+    if not os.access(own, os.W_OK | os.X_OK):
+        raise UsageError(f"{own}: the profile cannot be written there: {told}")
+    return own
 
 
 def own_folder(environment: Mapping[str, str]) -> Path | None:
@@ -224,9 +238,13 @@ def _files(name: str) -> Iterator[Path]:
 
 def _read(file: Path) -> Profile | str:
     try:
-        if file.stat().st_size > LARGEST:
+        if not file.is_file():  # a pipe would be waited for
+            return f"{file}: is no file"
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST + 1)
+        if len(data) > LARGEST:
             return f"{file}: over {LARGEST >> 20} MB, which no profile is"
-        profile = msgspec.json.decode(file.read_bytes(), type=Profile)
+        profile = msgspec.json.decode(data, type=Profile)
     except (OSError, msgspec.MsgspecError, RecursionError, UsageError) as error:
         return f"{file}: cannot be read as a profile ({' '.join(str(error).split())})"
     if profile.schema_version != SCHEMA_VERSION:

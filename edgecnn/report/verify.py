@@ -36,12 +36,17 @@ def verify_text(found: Verification) -> str:
     for one in found.artifacts:
         lines += [f"{one.name}: {reason}" for reason in (one.made_for, *one.reasons) if reason]
     lines += [f"not verified: {reason}" for reason in found.left]
-    worst = (
-        f"must not be used here: {', '.join(found.refused)}"
-        if found.refused
-        else "nothing speaks against using it here"
-    )
-    return "\n".join([*lines, f"{found.bundle}: {worst} ({found.seconds:.1f} s)"])
+    return "\n".join([*lines, f"{found.bundle}: {_worst(found)} ({found.seconds:.1f} s)"])
+
+
+def _worst(found: Verification) -> str:
+    """Write the verdict over all of it: what forbids its use, else what was not shown."""
+    if found.refused:
+        return f"must not be used here: {', '.join(found.refused)}"
+    if found.decoding.value == "FAIL":
+        return "must not be used here: images are decoded otherwise"
+    doubts = [f"{one.name} {one.verdict.value}" for one in found.artifacts if one.verdict.value != "PASS"]
+    return f"not shown to be good here: {', '.join(doubts)}" if doubts else "nothing speaks against using it here"
 
 
 def _compared(one: Comparison) -> str | None:

@@ -29,6 +29,8 @@ def find(arguments: Iterable[str], stdin: Iterable[Found] = ()) -> Iterator[Foun
     for argument in arguments:
         if argument == "-":
             yield from stdin
+        elif not argument:  # as of a shell's variable that is not set; as a path it would be the folder one is in
+            yield NoImageError("''", "an empty name, which stands for no image")
         elif _is_folder(Path(argument)):
             yield from below(Path(argument))
         elif PATTERN & set(argument) and not _exists(argument):
