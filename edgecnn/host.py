@@ -42,7 +42,7 @@ def fingerprint() -> Host:
         features=features,
         cores=os.cpu_count() or 1,
         usable_threads=usable_threads(),
-        governor=text_of(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         cgroup_cpus=cgroup_cpus(),
         python=platform.python_version(),
         packages=package_versions(),
@@ -70,7 +70,7 @@ def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 def _first_cpu(cpuinfo: Path) -> dict[str, str]:
     """Read what Linux says of the first CPU, names in lower case."""
-    lines = (line.partition(":") for line in reversed((text_of(cpuinfo) or "").splitlines()))
+    lines = (line.partition(":") for line in reversed((_read(cpuinfo) or "").splitlines()))
     return {key.strip().lower(): value.strip() for key, _, value in lines}
 
 
@@ -99,15 +99,15 @@ def usable_threads() -> int:
 def cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """Return the tightest CPU quota of this process's cgroups (v2, then v1) in CPUs, or None without one."""
     quotas = []
-    line = next((line for line in (text_of(membership) or "").splitlines() if line.startswith("0::")), "0::/")
+    line = next((line for line in (_read(membership) or "").splitlines() if line.startswith("0::")), "0::/")
     folder = root / line[3:].lstrip("/")
     for group in (folder, *folder.parents):
         if not group.is_relative_to(root):
             break
-        limit, _, period = (text_of(group / "cpu.max") or "max").partition(" ")
+        limit, _, period = (_read(group / "cpu.max") or "max").partition(" ")
         if limit.isdigit() and period.isdigit():
             quotas.append(int(limit) / int(period))
-    limit, period = (text_of(root / "cpu" / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+    limit, period = (_read(root / "cpu" / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
     if limit.isdigit() and period.isdigit():
         quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
@@ -142,7 +142,7 @@ def _left_by_limits(status: Path) -> list[int | None]:
 def _left_by_cgroups(root: Path, membership: Path) -> list[int | None]:
     """Ask every group this process is in, from its own up to the root, in both hierarchies."""
     left: list[int | None] = []
-    for line in (text_of(membership) or "").splitlines():
+    for line in (_read(membership) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
@@ -156,10 +156,10 @@ def _left_by_cgroups(root: Path, membership: Path) -> list[int | None]:
         for group in (folder, *folder.parents):
             if not group.is_relative_to(top):
                 break
-            allowed, taken = text_of(group / limit) or "", text_of(group / used) or ""
+            allowed, taken = _read(group / limit) or "", _read(group / used) or ""
             if allowed.isdigit() and taken.isdigit():
                 stat = dict(
-                    line.split()[:2] for line in (text_of(group / "memory.stat") or "").splitlines() if " " in line
+                    line.split()[:2] for line in (_read(group / "memory.stat") or "").splitlines() if " " in line
                 )
                 cache = sum(int(stat.get(stem, "0")) for stem in stems)  # the kernel drops it when memory is wanted
                 left.append(int(allowed) - int(taken) + cache)
@@ -167,7 +167,7 @@ def _left_by_cgroups(root: Path, membership: Path) -> list[int | None]:
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", text_of(path) or "", re.M)
+    found = re.search(rf"^{name}:\s+(\d+) kB", _read(path) or "", re.M)
     return int(found.group(1)) * 1024 if found else None
 
 
@@ -195,9 +195,9 @@ class Load(Frozen, frozen=True):
 
 def load() -> Load:
     """Read the load average, the cgroup's throttling count, stolen CPU time and available memory."""
-    throttled = re.search(r"^nr_throttled (\d+)", text_of(Path("/sys/fs/cgroup/cpu.stat")) or "", re.M)
+    throttled = re.search(r"^nr_throttled (\d+)", _read(Path("/sys/fs/cgroup/cpu.stat")) or "", re.M)
     ticks = _ticks()
-    available = re.search(r"^MemAvailable: +(\d+) kB", text_of(Path("/proc/meminfo")) or "", re.M)
+    available = re.search(r"^MemAvailable: +(\d+) kB", _read(Path("/proc/meminfo")) or "", re.M)
     return Load(
         load_average=os.getloadavg()[0],
         throttled_periods=int(throttled.group(1)) if throttled else 0,
@@ -216,12 +216,11 @@ def busy_cores(seconds: float = 0.3) -> float:
 
 
 def _ticks() -> list[int]:
-    line = re.search(r"^cpu +(.*)$", text_of(Path("/proc/stat")) or "", re.M)
+    line = re.search(r"^cpu +(.*)$", _read(Path("/proc/stat")) or "", re.M)
     return [int(field) for field in line.group(1).split()[:8]] if line else []
 
 
-def text_of(path: Path) -> str | None:
-    """Read what the system says in a small file; None where it cannot be read."""
+def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except OSError:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecnn.device.heat import SYSTEM
-from edgecnn.host import text_of
+from edgecnn.device.heat import SYSTEM, text_of
 from edgecnn.spec import Frozen
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecnn.host import text_of
 from edgecnn.spec import Frozen
 
 SYSTEM = Path("/sys")
@@ -82,4 +81,12 @@ def _scaled(path: Path, divisor: float) -> float | None:
     try:
         return int(text_of(path) or "") / divisor
     except ValueError:
+        return None
+
+
+def text_of(path: Path) -> str | None:
+    """Read what the system says in a small file; None where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
         return None
