@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from edgecnn import pipes
 from edgecnn.errors import DeviceError, MissingPackageError, UsageError
 
 Result = TypeVar("Result")
@@ -53,13 +54,15 @@ for name, text in sources.items():
 module.main()
 """
 _NOISE = 1 << 20  # bytes that a login shell may print before Python speaks
-_PART = 1 << 18
 # What scp passes too: a command of the user's configuration, or a forwarding, would be in the way of ours.
 _OURS = ("RemoteCommand=none", "RequestTTY=no", "ClearAllForwardings=yes", "PermitLocalCommand=no")
 _DEFAULTS = ("ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 # What ssh says on its last lines, and what it means; the first that fits counts.
 _REASONS = (
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is not the one recorded here: find out why before you go on"),
+    ("Bad configuration option", "ssh knows no such option: see --ssh-option, EDGECNN_SSH and its configuration"),
+    ("Can't open user config file", "ssh cannot read its configuration: see -F and EDGECNN_SSH"),
+    ("are too open", "others may read the key, so that ssh passes it over: chmod 600 it"),
     ("Host key verification failed", "its host key is not known here: connect once by `ssh {host}` and compare it"),
     ("Permission denied (", "it refuses the login: `ssh {host}` has to work without a password, or in a terminal"),
     ("Too many authentication failures", "it refuses the login: name the key by `IdentityFile` in ssh's configuration"),
@@ -88,7 +91,7 @@ class Destination:
         found = re.fullmatch(r"(?:([^:]*)@)?(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\[\]:@]*))(?::(.*))?", text, re.DOTALL)
         user, address, name, path = found.groups() if found else (None, None, None, None)
         host = address or name or ""
-        if not _is_plain(host) or (user is not None and not _is_plain(user)):
+        if (path or "").startswith("//") or not _is_plain(host) or (user is not None and not _is_plain(user)):
             raise UsageError(f"{text!r} is not user@host[:path], for example pi@192.168.1.7:edgecnn")
         if path is not None and "\0" in path:
             raise UsageError(f"{text!r}: the path holds a zero byte")
@@ -132,7 +135,7 @@ class Connection:
             UsageError: the interpreter's name, or the variable EDGECNN_SSH, cannot be meant.
             DeviceError: the host cannot be reached, refuses the login, or has no Python that is new enough.
         """
-        self.host, self._python = destination.host, python or PYTHON
+        self.host, self._python = destination.host, PYTHON if python is None else python
         self._lock = threading.Lock()
         # A pipe would stay open, and be waited for, where ssh leaves a master connection behind (ControlPersist).
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it is open as long as the process runs
@@ -228,7 +231,7 @@ class Connection:
         """Read over what a login shell prints, up to the hello; from then on nobody speaks before being asked."""
         until, heard = time.monotonic() + timeout_s, b""
         while not (hello := _HELLO.search(heard)):
-            _wait(self._out, select.POLLIN, until)
+            pipes.wait(self._out, select.POLLIN, until)
             part = os.read(self._out, 4096)
             if not part or len(heard) > _NOISE:
                 raise EOFError
@@ -244,27 +247,13 @@ class Connection:
 
     def _message(self, timeout_s: float) -> tuple[bytes, bytes, bytes]:
         until = time.monotonic() + timeout_s
-        prefix = self._read(PREFIX.size, until)
+        prefix = pipes.read(self._out, PREFIX.size, until)
         length, size = PREFIX.unpack(prefix)
-        return prefix, self._read(length, until), self._read(size, until)
+        return prefix, pipes.read(self._out, length, until), pipes.read(self._out, size, until)
 
     def _write(self, data: bytes, timeout_s: float) -> None:
         """Write; the time is that of a standstill, as what is sent may be long and the line slow."""
-        rest = memoryview(data)
-        while rest:
-            _wait(self._in, select.POLLOUT, time.monotonic() + timeout_s)
-            rest = rest[os.write(self._in, rest[:_PART]) :]
-
-    def _read(self, count: int, until: float) -> bytes:
-        parts, missing = [], count
-        while missing:
-            _wait(self._out, select.POLLIN, until)
-            part = os.read(self._out, min(missing, 1 << 20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+        pipes.write(self._in, data, lambda: time.monotonic() + timeout_s)
 
     def _reason(self) -> str:
         """Say why ssh, or what it ran there, has ended."""
@@ -338,13 +327,6 @@ def _descriptor(stream: IO[bytes] | None) -> int:
     if stream is None:
         raise DeviceError("ssh was started without its streams")
     return stream.fileno()
-
-
-def _wait(descriptor: int, event: int, until: float) -> None:
-    poll = select.poll()
-    poll.register(descriptor, event)
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-        raise TimeoutError
 
 
 def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:

@@ -78,7 +78,8 @@ def refused(result: Result, code: int = 2) -> str:
 
 def current(box: Loopback, folder: str = "edgecnn") -> str:
     """Say which bundle is in place, by its manifest's hash, after hashing it whole."""
-    return whole_bundle(box.home / folder / "current" / "bundle")
+    bundle = box.home / folder / "current" / "bundle"
+    return whole_bundle(bundle.resolve())  # a swap that is under way may move the link between two files
 
 
 def of(bundle: Path) -> str:
@@ -360,7 +361,7 @@ PLANTED = {
     ),
     "a full disk": (
         "import os\nreal = os.statvfs\nos.statvfs = lambda path: os.statvfs_result((*real(path)[:3], 10, 10, *real(path)[5:10]))",
-        "MB are needed in edgecnn, and 0.0 MB are free",
+        "MB are needed in edgecnn, and 0.0",
     ),
     "a disk that fills up": ("ulimit -f 100", "File too large"),
     "no edgecnn": ("unset PYTHONPATH", "has no edgecnn and onnxruntime: `edgecnn deploy --install` puts it there"),

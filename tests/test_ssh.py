@@ -45,6 +45,7 @@ def test_a_box_is_written_as_for_scp(text: str, host: str, path: str) -> None:
     [
         "", ":", ":path", "@box", "pi@", "-oProxyCommand=id", "pi@-oProxyCommand=id", "-x@box", "a b", "box\n", "b;id", "$(id)@box",
         "`id`", "b'", 'b"', "b|c", "b&", "b\\", "[::1", "::1", "box:\0",
+        "ssh://pi@box", "scp://box/x",
     ],
 )  # fmt: skip
 def test_what_could_be_an_option_or_a_command_is_no_host(text: str) -> None:
@@ -158,6 +159,9 @@ WORDS = {
     "ssh: Could not resolve hostname box: Name or service not known": "no host of this name",
     "ssh: connect to host box port 22: Connection timed out": "does not answer",
     "ssh: connect to host jump port 22: Connection refused\nConnection closed by UNKNOWN port 65535": "host jump port 22",
+    "command-line: line 0: Bad configuration option: foo": "ssh knows no such option: see --ssh-option",
+    "Can't open user config file /no: No such file or directory": "ssh cannot read its configuration: see -F",
+    "Permissions 0644 for 'key' are too open.\npi@box: Permission denied (publickey).": "others may read the key",
     "Timeout, server box not responding.": "the connection was lost",
     "": "ssh says nothing",
 }

@@ -67,7 +67,8 @@ class RemoteBackend:
         try:
             destination = Destination.parse("" if device == "cpu" else device)
         except UsageError:
-            raise DeviceError(f"{device!r} is no box: write remote:{artifact.name}@{TEMPLATE}") from None
+            what = "no box is named" if device == "cpu" else f"{device!r} is no box"
+            raise DeviceError(f"{what}: write remote:{artifact.name}@{TEMPLATE}") from None
         connection = Connection(destination, sources(*_AGENT))
         try:
             there = connection.request({"do": "become", "folder": destination.path, "python": None})

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgecnn.cli.options import existing, json_option, print_json, say
+from edgecnn.errors import UsageError, VerdictError
 
 if TYPE_CHECKING:
     from edgecnn.device.deploy import Deployed, Installation, Reach
+    from edgecnn.ssh import Destination
 
 
 @click.command("deploy")
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", required=False, metavar="BUNDLE")
 @click.argument("box", required=False, metavar="user@host[:path]")
 @click.option("--install", is_flag=True, help="Install edgecnn there, in an environment of its own.")
 @click.option("--wheel", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The wheel to install.  [default: packed from the edgecnn that runs here]")  # fmt: skip
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--ssh-option", "ssh_options", multiple=True, metavar="NAME=VALUE", help="An option for ssh, as its -o takes it; may be repeated.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report of verify, as JSON.")  # fmt: skip
 @json_option
-def command(bundle: str, box: str | None, rollback: bool, as_json: bool, **asked: Any) -> None:
+def command(bundle: str | None, box: str | None, rollback: bool, as_json: bool, **asked: Any) -> None:
     """Copy BUNDLE to a box over ssh, verify it there, and only then put it in place.
 
     The system's own ssh connects, once, with your configuration, agent and jump hosts; without a terminal it asks nothing.
@@ -48,11 +51,45 @@ def command(bundle: str, box: str | None, rollback: bool, as_json: bool, **asked
     options = [word for option in asked["ssh_options"] for word in ("-o", option)]
     reach = Reach(options=tuple(options), python=asked["python"], config=asked["config"])
     if rollback:
-        _roll_back(Destination.parse(box or bundle), reach, as_json)
+        _roll_back(_destination(bundle, box), reach, as_json)
         return
+    if bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE'.")
     if box is None:
         raise click.UsageError("Missing argument 'user@host[:path]'.")
     _deploy(existing_path(bundle), Destination.parse(box), reach, as_json, asked)
+
+
+def _destination(first: str | None, second: str | None) -> Destination:
+    """Read the one argument of --rollback, beside which what belongs to a deployment would be passed over in silence.
+
+    Raises:
+        click.UsageError: there is none, a second one, or such an option.
+        UsageError: it is no destination.
+    """
+    from edgecnn.ssh import Destination
+
+    context = click.get_current_context()
+    taken = ("bundle", "box", "rollback", "python", "config", "ssh_options", "as_json")
+    for one in context.command.params:
+        given = one.name and context.get_parameter_source(one.name) is not click.core.ParameterSource.DEFAULT
+        if given and one.name not in taken:
+            raise click.UsageError(f"{one.opts[-1]} is for a deployment; --rollback takes none of it")
+    if first is None:
+        raise click.UsageError("Missing argument 'user@host[:path]'.")
+    if second is not None:
+        raise click.UsageError("--rollback takes no BUNDLE, only user@host[:path]: it puts back what was there before")
+    return Destination.parse(first)
+
+
+def _writable(path: Path | None) -> None:
+    """Hold the report's place before anything is deployed, not after.
+
+    Raises:
+        UsageError: no file can be written there.
+    """
+    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: cannot be written, {path.parent} is no folder to write in; choose another -o")
 
 
 def existing_path(text: str) -> Path:
@@ -63,11 +100,11 @@ def existing_path(text: str) -> Path:
 
 def _deploy(path: Path, destination: Any, reach: Reach, as_json: bool, asked: dict[str, Any]) -> None:
     from edgecnn.device.deploy import deploy
-    from edgecnn.errors import VerdictError
     from edgecnn.files import write_atomic
     from edgecnn.report.deploy import deploy_text, report_text
     from edgecnn.spec import to_json
 
+    _writable(asked["out"])
     found = deploy(
         path, destination, reach, _installation(asked), key=asked["key"], force=asked["force"], say=say
     )  # fmt: skip
@@ -78,14 +115,14 @@ def _deploy(path: Path, destination: Any, reach: Reach, as_json: bool, asked: di
     else:
         click.echo(report_text(found))
     say(deploy_text(found))
-    _judge(found, VerdictError)
+    _judge(found)
 
 
-def _judge(found: Deployed, verdict: type[Exception]) -> None:
+def _judge(found: Deployed) -> None:
     if found.reason is None:
         return
     if not found.swapped:
-        raise verdict(f"{found.box}: not put in place: {found.reason}")
+        raise VerdictError(f"{found.box}: not put in place: {found.reason}")
     say(f"edgecnn: {found.box}: put in place by --force, although {found.reason}")
 
 

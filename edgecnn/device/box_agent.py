@@ -7,6 +7,7 @@ answered with one line and ends it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -21,7 +22,8 @@ from edgecnn.device.box_channel import Channel, Done, RefusalError
 from edgecnn.device.box_store import KEY, RELEASE, Store, place
 
 INSTALLED = "edgecnn-installed.json"
-_PROBE = "import importlib.util as u; print(*[n for n in ('edgecnn', 'onnxruntime') if u.find_spec(n) is None])"
+_PROBE = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -41,8 +43,7 @@ def main() -> None:
         except RefusalError as error:
             answer = {"error": str(error)}
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            answer = {"error": f"{where}{error.strerror or error}"}
+            answer = {"error": box.reason(error)}
         channel.answer(answer)
         if "error" in answer:
             return  # what was sent behind the request has not been read
@@ -62,26 +63,33 @@ class Box:
             raise RefusalError("no folder was named yet")
         return self._store
 
-    def hold(self, folder: str) -> dict[str, Any]:
+    def reason(self, error: OSError) -> str:
+        """Say what the file system refused, where, and what to do where that is known."""
+        where = error.filename or (self._store.root if self._store else None)
+        said = f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
+        return f"{said}: make room there, or name another folder" if error.errno in _FULL else said
+
+    def hold(self, folder: str, make: bool = True) -> dict[str, Any]:
         """Take hold of the folder."""
-        self._store = Store(folder)
+        self._store = Store(folder, make)
         return {"root": str(self._store.root)}
 
-    def begin(self, named: bool, key: str | None) -> dict[str, Any]:
+    def begin(self, named: bool, key: str | None, signed: bool = False) -> dict[str, Any]:
         """Say what there is to run a bundle with.
 
         Args:
             named: whether the person chose this interpreter, which then runs the bundle too.
             key: of the environment that is to be installed; None where none is.
+            signed: whether a signature will be checked, which takes a package more.
         """
         store = self.store
         before = store.release()
-        python, venv = sys.executable, None
+        python, venv = _own(store)
         if before is not None and not named and os.access(before["python"], os.X_OK):
             python, venv = before["python"], before["venv"]
         installed = False
         if key is None:
-            self._probe(python)
+            self._probe(python, signed)
         else:
             missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
             installed = (store.venvs / _full(key) / INSTALLED).is_file()
@@ -152,8 +160,9 @@ class Box:
         now, before = self.store.rollback()
         return {"release": now, "left": before}
 
-    def _probe(self, python: str) -> None:
-        done = self._channel.run([python, "-c", _PROBE])
+    def _probe(self, python: str, signed: bool = False) -> None:
+        needed = ["edgecnn", "onnxruntime", *(["cryptography"] if signed else [])]
+        done = self._channel.run([python, "-c", _PROBE, *needed])
         if done.code or done.out.strip():
             what = " and ".join(done.out.split()) or f"a Python that starts ({_last(done)})"
             raise RefusalError(
@@ -185,6 +194,14 @@ def become(channel: Channel, folder: str, python: str | None) -> None:
         raise RefusalError(f"{python} is not there any more: `edgecnn deploy --install` makes it anew")
     channel.answer({"python": python, "bundle": str(root / "current" / "bundle")})
     channel.become(python)
+
+
+def _own(store: Store) -> tuple[str, str | None]:
+    """Name this interpreter and the folder's environment that it is of, by a path that holds after the next swap too."""
+    venv = Path(sys.prefix).resolve()
+    if venv.parent != store.venvs.resolve():
+        return sys.executable, None
+    return str(store.venvs / venv.name / "bin" / "python"), venv.name
 
 
 def _full(key: str) -> str:

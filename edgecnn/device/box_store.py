@@ -34,11 +34,11 @@ _CHUNK = 1 << 20
 class Store:
     """One such folder, held by one process at a time."""
 
-    def __init__(self, folder: str) -> None:
-        """Make the folder and take hold of it.
+    def __init__(self, folder: str, make: bool = True) -> None:
+        """Take hold of the folder, which is made if it is not there and `make` says so.
 
         Raises:
-            RefusalError: another process holds it, or something else is in its place.
+            RefusalError: another process holds it, something else is in its place, or it cannot be made.
         """
         # A relative one begins at the home folder, where ssh starts its commands.
         self.root = Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111 -- links stay as they are
@@ -46,8 +46,15 @@ class Store:
         self.partial, self.venvs = self.root / "partial", self.root / "venvs"
         if os.path.lexists(self.current) and not self.current.is_symlink():
             raise RefusalError(f"{self.current} is not a link that deploy made: move it away, or name another folder")
-        for place in (self.releases, self.partial):
-            place.mkdir(parents=True, exist_ok=True)
+        if not make and not self.releases.is_dir():
+            raise RefusalError(f"nothing is deployed in {self.root}")
+        try:
+            for place in (self.releases, self.partial):
+                place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RefusalError(
+                f"{error.filename}: {error.strerror}: name a folder that may be written there, as user@host:path"
+            ) from None
         self._lock = _lock(self.root / ".lock")
         self.found: dict[str, Path] = {}
 
@@ -69,7 +76,10 @@ class Store:
                 self.found.setdefault(sha256_of(path), path)
         parts = {digest: self.partial / f"{digest}.part" for digest in wanted if digest not in self.found}
         begun = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
-        return {digest: size if digest in self.found else begun.get(digest, 0) for digest, size in wanted.items()}
+        for digest in [digest for digest, size in begun.items() if size == wanted[digest]]:
+            self._finish(parts[digest], digest)  # it was broken off after the last byte
+        left = {digest: begun.get(digest, 0) if part.is_file() else 0 for digest, part in parts.items()}
+        return {digest: size if digest in self.found else left[digest] for digest, size in wanted.items()}
 
     def put(self, files: Iterable[tuple[str, int, int]], some: Callable[[int], bytes]) -> list[str]:
         """Take files from a stream, each (SHA-256, size, bytes that are here already); name those that came out damaged."""
@@ -85,12 +95,17 @@ class Store:
                     file.write(data)
                     file.flush()
                     left -= len(data)
-            if sha256_of(part) == digest:
-                self.found[digest] = part.replace(self.partial / digest)
-            else:
-                part.unlink()
+            if not self._finish(part, digest):
                 damaged.append(digest)
         return damaged
+
+    def _finish(self, part: Path, digest: str) -> bool:
+        """Take a file that has all its bytes, or remove it where they are other ones."""
+        if sha256_of(part) == digest:
+            self.found[digest] = part.replace(self.partial / digest)
+        else:
+            part.unlink()
+        return digest in self.found
 
     def stage(self, files: Mapping[str, str], name: str, python: str, venv: str | None, key: str | None) -> str:
         """Put a new release together, which is not current yet, and return what it is called.

@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import msgspec
 
 from edgecnn.bundle import Bundle
 from edgecnn.device.box_store import sha256_of
-from edgecnn.device.wheel import pack_wheel
+from edgecnn.device.wheel import chosen_extras, pack_wheel
 from edgecnn.errors import DeviceError, UsageError, VerdictError
 from edgecnn.manifest import MANIFEST
 from edgecnn.spec import Frozen
@@ -42,7 +42,10 @@ class Reach:
 
 @dataclass(frozen=True)
 class Installation:
-    """What to install there: `wheel` None packs the edgecnn that runs here, `wheelhouse` None asks the box's own index."""
+    """What to install there: `wheel` None packs the edgecnn that runs here, `wheelhouse` None asks the box's own index.
+
+    With a key, what checks signatures is installed besides `extras`.
+    """
 
     wheel: Path | None = None
     wheelhouse: Path | None = None
@@ -117,6 +120,9 @@ def deploy(
     reach = reach or Reach()
     with tempfile.TemporaryDirectory(prefix="edgecnn-deploy-") as folder:
         wheels = _wheels(installation, Path(folder)) if installation else {}
+        if installation:
+            extras = chosen_extras(next(iter(wheels.values())), installation.extras, key is not None)
+            installation = replace(installation, extras=extras)
         with closing(_connect(destination, reach)) as connection:
             under_way = _Deployment(connection, destination, bundle, key, wheels, installation, say)
             return under_way.run(reach.python is not None, force)
@@ -130,7 +136,7 @@ def roll_back(destination: Destination, reach: Reach | None = None) -> RolledBac
     """
     reach = reach or Reach()
     with closing(_connect(destination, reach)) as connection:
-        connection.request({"do": "hold", "folder": destination.path})
+        connection.request({"do": "hold", "folder": destination.path, "make": False})
         found = connection.request({"do": "rollback"})
     return RolledBack(box=destination.host, release=found["release"], left=found["left"])
 
@@ -157,7 +163,7 @@ class _Deployment:
         digests = {path: sha256_of(path) for path in (*files.values(), *keys, *self.wheels.values())}
         environment = self._environment(digests)
         self._ask("hold", folder=self.destination.path)
-        box = self._ask("begin", named=named, key=environment)
+        box = self._ask("begin", named=named, key=environment, signed=self.key is not None)
         wheels = {} if box["installed"] else self.wheels
         copied = self._copy({digests[path]: path for path in (*files.values(), *keys, *wheels.values())}, bool(wheels))
         python, venv = box["python"], box["venv"]
@@ -225,7 +231,10 @@ class _Deployment:
         listed = [(digest, sizes[digest], offset) for digest, offset in begun.items()]
         parts = (part for digest, offset in begun.items() for part in _parts(wanted[digest], sizes[digest], offset))
         size = sum(sizes.values()) - sum(begun.values())
-        damaged: list[str] = self.connection.request({"do": "put", "files": listed}, parts, size)["damaged"]
+        try:
+            damaged: list[str] = self.connection.request({"do": "put", "files": listed}, parts, size)["damaged"]
+        except DeviceError as error:
+            raise DeviceError(f"{error}; what runs there is as before, and the same command goes on") from error
         return damaged
 
     def _check_room(self, free: int, size: int, installs: bool) -> None:
@@ -234,7 +243,7 @@ class _Deployment:
         needed = size + (taken if installs else 0)
         if needed > free:
             raise DeviceError(
-                f"{self.destination}: {needed / 1e6:.1f} MB are needed in {self.destination.path}, and {free / 1e6:.1f} MB are "
+                f"{self.destination}: {_mega(needed)} MB are needed in {self.destination.path}, and {_mega(free)} MB are "
                 "free: make room, or name another folder"
             )
 
@@ -270,6 +279,11 @@ class _Deployment:
                 f"{error}; that was while {release} was put in place, so that it may be: the same command again tells"
             ) from error
         return previous
+
+
+def _mega(size: int) -> str:
+    """Write bytes as megabytes, two of them apart even where both are small."""
+    return f"{size / 1e6:.{1 if size >= 10e6 else 3}f}"
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
+from email.parser import HeaderParser
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,26 @@ def pack_wheel(folder: Path) -> Path:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
     return path
+
+
+def chosen_extras(wheel: Path, asked: str, signed: bool = False) -> str:
+    """Hold extras to those that a wheel of edgecnn offers, in one order; `signed` adds the one that checks signatures.
+
+    Raises:
+        UsageError: the file is no wheel, or has no such extra.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            about = HeaderParser().parsestr(archive.read(name).decode())
+    except (OSError, StopIteration, UnicodeDecodeError, zipfile.BadZipFile):
+        raise UsageError(f"{wheel}: is no wheel; give one that `pip wheel --no-deps` made") from None
+    offered = about.get_all("Provides-Extra") or []
+    wanted = {word.strip() for word in asked.split(",")} - {""}
+    unknown = sorted(wanted - set(offered))
+    if unknown:
+        raise UsageError(f"{wheel.name} has no extra {unknown[0]!r}; it has {', '.join(offered) or 'none'}")
+    return ",".join(sorted(wanted | ({"sign"} & set(offered) if signed else set())))
 
 
 def _modules() -> Iterator[tuple[str, bytes]]:
