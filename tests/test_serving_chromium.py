@@ -226,10 +226,11 @@ def test_a_drawing_is_answered(page: Page, predictor: Predictor, touch: bool) ->
 
 
 def test_a_drawing_can_be_turned_round_and_centred(page: Page, predictor: Predictor) -> None:
-    """Dark strokes on a light ground are asked for by a switch, and a small drawing in a corner is centred only if asked."""
+    """Dark strokes on a light ground are asked for by a switch; a drawing in a corner is centred, unless that is switched off."""
     preprocess = predictor.bundle.manifest.preprocess
     page.wait(READY)
     tick(page, "source", "draw")
+    page.run("document.querySelector('#center').click()")
     x, y = page.center("#paper")
     page.stroke([(x - 110, y - 110), (x - 60, y - 60)])
     page.wait(ANSWERED)
@@ -249,11 +250,23 @@ def test_a_drawing_can_be_turned_round_and_centred(page: Page, predictor: Predic
     assert (weights.sum(1) * middle).sum() / weights.sum() == pytest.approx(4, abs=0.1)
 
 
+def test_a_small_drawing_is_made_as_large_as_the_goldens_are(page: Page, predictor: Predictor) -> None:
+    """Digits that fill their images are what this net knows, so a short stroke reaches from edge to edge of what it sees."""
+    preprocess = predictor.bundle.manifest.preprocess
+    page.wait(READY)
+    tick(page, "source", "draw")
+    x, y = page.center("#paper")
+    page.stroke([(x - 60, y), (x - 60, y + 60)])
+    page.wait(ANSWERED)
+    rows = np.flatnonzero((seen(page, preprocess)[..., 0] > 64).any(axis=1))
+    assert (rows[0], rows[-1]) == (0, preprocess.height - 1)
+
+
 def test_arrow_keys_draw(page: Page, predictor: Predictor) -> None:
     """With Shift held, arrow keys draw; without it they only move, and the mark they move is no part of the drawing."""
     page.wait(READY)
     tick(page, "source", "draw")
-    page.run("document.querySelector('#paper').focus()")
+    page.run("document.querySelector('#center').click(); document.querySelector('#paper').focus()")
     for _ in range(3):
         page.key("ArrowLeft")
     assert page.run("document.querySelector('.answer')") is None

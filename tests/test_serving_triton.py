@@ -138,8 +138,8 @@ def test_mistakes_are_the_clients_exceptions(client: Any, bundle: Bundle) -> Non
             "the model takes UINT8",
         ),
         (lambda: client.infer("bundle", given(pixels, True)), "401", "token"),
-        (lambda: client.load_model("bundle", headers=TOKEN), "404", "Not Found"),
-        (lambda: client.get_system_shared_memory_status(headers=TOKEN), "404", "Not Found"),
+        (lambda: client.load_model("bundle", headers=TOKEN), "404", "nothing is at this path"),
+        (lambda: client.get_system_shared_memory_status(headers=TOKEN), "404", "nothing is at this path"),
     ]
     for ask, status, said in cases:
         with pytest.raises(InferenceServerException) as caught:

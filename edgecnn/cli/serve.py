@@ -15,6 +15,8 @@ from edgecnn.spec import BackendRef
 if TYPE_CHECKING:
     from edgecnn.serving.access import Access
 
+_LONGEST = 4096  # bytes of a token's file: what a header takes
+
 
 @click.command("serve")
 @click.argument("bundle", type=existing)
@@ -119,8 +121,12 @@ def command(
     service = app[SERVICE]
     for notice in filter(None, (choice.notice, service.notice)):
         say(f"edgecnn: {notice}")
-    what = f"{opened.manifest.name} on {service.predictor.ref}, up to {service.max_batch} requests a run"
+    what = f"{opened.manifest.name} on {service.predictor.ref}, {_together(service.max_batch)}"
     run(app, host, port, lambda url: say(f"edgecnn: {url} serves {what}; Ctrl-C ends it"))
+
+
+def _together(batch: int) -> str:
+    return "one request a run" if batch == 1 else f"up to {batch} requests a run"
 
 
 def _need_packages() -> None:
@@ -138,9 +144,13 @@ def _token(token: str | None, file: Path | None) -> str | None:
         raise UsageError("--token and --token-file (or EDGECNN_TOKEN) are both given; give one")
     try:
         with file.open("rb") as stream:
-            return stream.read(4096).decode("ascii").strip()
+            written = stream.read(_LONGEST + 1)
+        found = written.decode("ascii").strip()
     except UnicodeDecodeError:
-        raise UsageError(f"{file}: a token is one line of printable ASCII, and not empty") from None
+        found = ""
+    if not found or not found.isprintable() or len(written) > _LONGEST:
+        raise UsageError(f"{file}: a token is one line of printable ASCII of at most {_LONGEST} bytes, and not empty")
+    return found
 
 
 def _access(host: str, token: str | None, no_auth: bool, hosts: tuple[str, ...]) -> Access:

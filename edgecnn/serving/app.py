@@ -106,7 +106,7 @@ async def _answer(request: web.Request, handler: Answering, public: bool) -> web
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _refusal(error.status, error.reason, error.headers.get("Allow"))
+        return _refusal(error.status, _elsewhere(request, error), error.headers.get("Allow"))
     except (ImageError, UsageError) as error:
         return _refusal(400, str(error))
     except web.RequestPayloadError as error:
@@ -120,6 +120,15 @@ async def _answer(request: web.Request, handler: Answering, public: bool) -> web
         service.metrics.sums.failed += 1
         traceback.print_exc(file=sys.stderr)
         return _refusal(500, "the server has a fault; its log says which")
+
+
+def _elsewhere(request: web.Request, error: web.HTTPException) -> str:
+    """Say of a path or a method that is not here what is."""
+    if error.status == 405:
+        return f"{request.method[:20]} is not taken here; {error.headers.get('Allow', 'nothing')} is"
+    if error.status == 404:
+        return "nothing is at this path; / is the page, and /predict, /v2 and /metrics are there"
+    return error.reason
 
 
 def _refusal(status: int, reason: str, allow: str | None = None) -> web.Response:

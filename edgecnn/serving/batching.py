@@ -108,7 +108,7 @@ class Batcher:
         wanted = [work for work in batch if not work.answer.done()]
         result: Tensors | BaseException
         try:
-            result = self._compute([work.rows for work in wanted if work.rows is not None])
+            result = self._compute(wanted)
         except Exception as error:  # one request's failure must not end the thread that answers all
             result = error
         took, self.running_since = time.perf_counter() - start, None
@@ -117,13 +117,18 @@ class Batcher:
         except RuntimeError:  # the loop is closed: nobody is left to answer
             return
 
-    def _compute(self, parts: list[Array]) -> Tensors:
+    def _compute(self, wanted: list[Work]) -> Tensors:
+        parts = [work.rows for work in wanted if work.rows is not None]
         if not parts:
             return {}
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if len(rows) <= self.max_batch:
             return self.run(rows)
-        runs = [self.run(rows[start : start + self.max_batch]) for start in range(0, len(rows), self.max_batch)]
+        runs = []
+        for start in range(0, len(rows), self.max_batch):
+            if all(work.answer.done() for work in wanted):  # given up meanwhile: the others need not wait for the rest
+                raise TimeoutError("nobody waits for this run any more")
+            runs.append(self.run(rows[start : start + self.max_batch]))
         return {name: np.concatenate([outputs[name] for outputs in runs]) for name in runs[0]}
 
     def _deliver(

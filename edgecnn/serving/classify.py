@@ -20,6 +20,9 @@ def routes(service: Service) -> list[web.RouteDef]:
 
 
 async def _predict(service: Service, request: web.Request) -> web.Response:
+    unknown = next((name for name in request.query if name not in ("top", "threshold")), None)
+    if unknown is not None:  # a threshold that is misspelt would be none
+        raise RefusedError(400, f"/predict takes top and threshold, and not {unknown[:40]!r}")
     top, threshold = _number(request, "top", 3), _number(request, "threshold", 0.0)
     kind = request.headers.get("Content-Type", "")
     make = functools.partial(_prepare, service.bundle.manifest.preprocess, kind)

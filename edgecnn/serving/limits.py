@@ -13,7 +13,7 @@ DEFAULT_BATCH = 8
 class Limits:
     """All limits of a server; sizes in bytes, times in seconds.
 
-    `body`: one request's body, after decompression; `bodies`: all bodies held at one time. `queue`: requests that are
+    `body`: one request's body, after decompression; `bodies`: all bodies held at one time; `values`: numbers in one answer. `queue`: requests that are
     being decoded, waiting or computed. `max_batch`: rows that one run of the model takes together, None for DEFAULT_BATCH
     or one where that would change answers; `max_delay`: how long a run waits for them. `connections`: at most so many are open; where one more comes, the one that has been
     idle for longest is closed. `header`: from a request's first byte to the end of its header; `idle`: between two
@@ -22,6 +22,7 @@ class Limits:
 
     body: int = 16 << 20
     bodies: int = 256 << 20
+    values: int = 1 << 20
     queue: int = 256
     max_batch: int | None = None
     max_delay: float = 0.0
@@ -34,7 +35,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse limits with which no request could be answered."""
-        counts = (self.body, self.queue, self.max_batch or 1, self.connections)
+        counts = (self.body, self.queue, self.max_batch or 1, self.connections, self.values)
         times = (self.header, self.idle, self.receive, self.answer, self.stop)
         if min(counts) < 1 or min(times) <= 0 or self.max_delay < 0:
             raise UsageError("a server's limits must be positive")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from aiohttp import web
 from PIL import Image
 
@@ -41,6 +42,8 @@ HEADERS = {
     "Cache-Control": "no-cache",  # kept, but asked for again: another bundle may be served here next
 }
 CHUNK = 1 << 16
+_FAINT = 64  # a pixel that differs from the ground by more is ink
+_FEW = 0.1  # of the corners, that ink may reach
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -92,13 +95,35 @@ def is_paper_dark(bundle: Bundle) -> bool:
     return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) < 128)
 
 
+def drawn_share(bundle: Bundle, dark: bool) -> float | None:
+    """Say how much of its image a drawing of these takes: the larger side of the ink's box, in the median of the goldens.
+
+    None where the goldens have no plain ground: of photographs more than few corners differ from it.
+
+    Raises:
+        DamagedError: the goldens cannot be read.
+    """
+    pixels = bundle.goldens().pixels.astype(np.int16).max(axis=-1)
+    ink = np.abs(pixels - (0 if dark else 255)) > _FAINT
+    if ink[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean() > _FEW or not ink.any():
+        return None
+    shares = [max(_extent(one.any(axis)) for axis in (0, 1)) for one in ink if one.any()]
+    return round(float(np.median(shares)), 3)
+
+
+def _extent(any_ink: npt.NDArray[np.bool_]) -> float:
+    """Give the share of a side that lies between its first and its last ink."""
+    places = any_ink.nonzero()[0]
+    return float(places[-1] + 1 - places[0]) / len(any_ink)
+
+
 def _for_the_browser(bundle: Bundle, ref: BackendRef | None) -> bytes:
     """Write what the page needs to know beyond the manifest, as JSON."""
     artifacts = [
         {"name": name, "path": record.path, "sha256": bundle.manifest.files[record.path].sha256}
         for name, record in ((name, bundle.manifest.artifacts[name]) for name in browser_artifacts(bundle))
     ]
-    server = None
+    server, dark = None, is_paper_dark(bundle)
     if ref is not None:
         runtime = BackendRef(backend=ref.backend, device=ref.device)
         server = {"artifact": artifact_for(bundle, ref).name, "runtime": str(runtime)}
@@ -106,7 +131,8 @@ def _for_the_browser(bundle: Bundle, ref: BackendRef | None) -> bytes:
         {
             "artifacts": artifacts,
             "server": server,
-            "dark": is_paper_dark(bundle),
+            "dark": dark,
+            "share": drawn_share(bundle, dark),
             "columns_first": resizes_columns_first(),
             "problem": _problem(bundle),
         }

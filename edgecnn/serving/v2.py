@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from aiohttp import web
@@ -113,7 +114,16 @@ class Api:
     def _rows(self, header: str | None, body: bytes) -> tuple[Array, Inference]:
         manifest = self._bundle.manifest
         inference = protocol.read_request(body, header, manifest.inputs, manifest.outputs)
-        return inference.feeds[manifest.inputs[0].name], inference
+        rows = inference.feeds[manifest.inputs[0].name]
+        self._check_size(len(rows), self._service.limits.values)
+        return rows, inference
+
+    def _check_size(self, rows: int, values: int) -> None:
+        """Refuse more rows than one answer may hold: those would keep others waiting, and as text take all memory."""
+        each = sum(math.prod(size for size in spec.shape[1:] if size) for spec in self._bundle.manifest.outputs)
+        if rows * each > max(values, each):
+            most = max(1, values // each)
+            raise RefusedError(413, f"one request may hold {most} rows here, and this has {rows}: send several")
 
     def _check(self, request: web.Request) -> None:
         """Refuse a model or version that is not here, with 404."""

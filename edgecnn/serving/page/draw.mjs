@@ -3,7 +3,6 @@
 
 const SIDE = 280; // pixels of the longer side
 const STEP = 6; // pixels that an arrow key moves by
-const MNIST_SHARE = 20 / 28; // the box that a digit of MNIST is scaled to, of the whole image
 
 export class Paper {
   // `changed` is called after each stroke and each change.
@@ -16,6 +15,7 @@ export class Paper {
     this.strokes = [];
     this.dark = true;
     this.centered = false;
+    this.share = 1; // of the image, that the larger side of a centred drawing takes
     this.pen = penFor(width, height);
     this.cursor = null; // of the keyboard; shown, never part of the drawing
     this.listen();
@@ -75,7 +75,7 @@ export class Paper {
     context.setTransform(1, 0, 0, 1, 0, 0);
   }
 
-  // Scale and shift by which the ink's box gets MNIST's size and its centre of mass the image's centre.
+  // Scale and shift by which the ink's box gets its share of the image and its centre of mass the image's centre, as in MNIST.
   inTheMiddle() {
     const { width, height } = this.canvas;
     const sheet = Object.assign(document.createElement('canvas'), { width, height });
@@ -94,7 +94,7 @@ export class Paper {
       }
     }
     if (!ink) return [1, 0, 0];
-    const scale = Math.min((MNIST_SHARE * width) / (right - left), (MNIST_SHARE * height) / (bottom - top));
+    const scale = Math.min((this.share * width) / (right - left), (this.share * height) / (bottom - top));
     return [scale, width / 2 - (scale * across) / ink, height / 2 - (scale * down) / ink];
   }
 

@@ -23,7 +23,10 @@ async function start() {
   model = new BrowserModel(manifest, about);
   describe();
   paper ??= new Paper($('paper'), manifest.preprocess, refresh);
-  paper.set({ dark: about.dark });
+  const centered = about.share !== null;
+  paper.set({ dark: about.dark, centered, share: about.share ?? 1 });
+  $('center').checked = centered;
+  $('center-choice').hidden = !centered;
   $('dark').checked = about.dark;
   $('pen').max = 2 * paper.pen;
   $('pen').value = paper.pen;
@@ -168,6 +171,7 @@ function fail(error) {
   tell(error instanceof Problem ? error.message : `This page has a fault: ${error?.message ?? error}`);
   if (!(error instanceof TokenWanted)) return;
   $('entry').hidden = false;
+  $('about').textContent = '';
   $('token').focus();
 }
 
