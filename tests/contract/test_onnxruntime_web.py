@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgecnn.spec import Artifact, BackendRef
 from edgecnn.testing import check_backend
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+Pair = tuple[Artifact, Artifact, CheckedSession, CheckedSession]
 KINDS = ("float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64", "bool")
 
 
@@ -55,6 +57,43 @@ def natively(artifact: Artifact) -> CheckedSession:
     return open_session(BackendRef(backend="onnxruntime"), artifact, options, OnnxRuntimeBackend())
 
 
+@pytest.fixture(scope="module", params=["node", "chromium"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Give a float32 net and its int8, and a session of each; both are open at once."""
+    folder = tmp_path_factory.mktemp("pair")
+    floats = write_net(folder / "fp32.onnx")
+    steps = write_int8(floats, PIXELS, folder / "int8.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        need(request.param, patch)
+        with opened(floats, request.param) as first, opened(steps, request.param) as second:
+            yield floats, steps, first, second
+
+
+@pytest.fixture(scope="module", params=["node", "chromium"])
+def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedSession]:
+    """Give a session of a model that returns eleven dtypes as they are, negates one tensor and adds two others."""
+    path = tmp_path_factory.mktemp("mixed") / "mixed.onnx"
+    info = helper.make_tensor_value_info
+    codes = {f"{kind} ü/0": helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in KINDS}
+    nodes = [helper.make_node("Identity", [name], [f"{name}:same"]) for name in codes]
+    inputs = [info(name, code, ["n", 3]) for name, code in codes.items()]
+    outputs = [info(f"{name}:same", code, ["n", 3]) for name, code in codes.items()]
+    nodes += [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Add", ["a", "b"], ["c"])]
+    inputs += [info(name, TensorProto.INT32, [f"of {name}"]) for name in "xab"]
+    outputs += [info(name, TensorProto.INT32, [f"of {name}"]) for name in "yc"]
+    write_model(path, nodes, inputs, outputs)
+    with pytest.MonkeyPatch.context() as patch:
+        need(request.param, patch)
+        with opened(Artifact(name="mixed", format="onnx", path=path), request.param) as session:
+            yield session
+
+
+def feeds(**others: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Give what the mixed model takes: the extremes of each dtype, and three short tensors unless there are others."""
+    short = dict.fromkeys("xab", np.ones(2, np.int32))
+    return {**{f"{kind} ü/0": extremes(kind) for kind in KINDS}, **short, **others}
+
+
 def process_of(session: CheckedSession) -> subprocess.Popen[bytes]:
     inner: Any = session.inner
     process: subprocess.Popen[bytes] = inner._link._process
@@ -79,16 +118,18 @@ def test_the_backend_keeps_the_contract(device: str, fp32: Artifact) -> None:
     check_backend(OnnxRuntimeWebBackend(), fp32, device)
 
 
-def test_the_backend_keeps_the_contract_in_int8(device: str, int8: Artifact) -> None:
-    """The shared suite passes on an int8 net."""
-    check_backend(OnnxRuntimeWebBackend(), int8, device)
+def test_the_backend_keeps_the_contract_in_int8(int8: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared suite passes on an int8 net; what carries it to Chromium knows no model from another."""
+    need("node", monkeypatch)
+    check_backend(OnnxRuntimeWebBackend(), int8, "node")
 
 
-def test_float32_is_as_near_to_the_truth_as_native(device: str, fp32: Artifact) -> None:
+def test_float32_is_as_near_to_the_truth_as_native(pair: Pair, request: pytest.FixtureRequest) -> None:
     """Names, dtypes and shapes are native's, and logits as near to numpy's float64 as float32 can be."""
-    with opened(fp32, device) as session, natively(fp32) as native:
+    fp32, _, session, _ = pair
+    with natively(fp32) as native:
         assert (session.inputs, session.outputs) == (native.inputs, native.outputs)
-        assert session.device == device
+        assert session.device == request.node.callspec.params["pair"]
         logits, theirs = session.run({"image": PIXELS})["logits"], native.run({"image": PIXELS})["logits"]
     exact = truth(PIXELS)
     size = np.abs(exact).max()
@@ -96,9 +137,10 @@ def test_float32_is_as_near_to_the_truth_as_native(device: str, fp32: Artifact) 
     assert np.abs(logits - exact).max() < 1e-6 * size
 
 
-def test_int8_of_seven_bit_weights_is_native_int8(device: str, fp32: Artifact, int8: Artifact) -> None:
+def test_int8_of_seven_bit_weights_is_native_int8(pair: Pair) -> None:
     """Nearly every int8 logit is native's to the bit, none is a step off more, and all differ from float32's."""
-    with opened(int8, device) as session, natively(int8) as native:
+    fp32, int8, _, session = pair
+    with natively(int8) as native:
         logits, theirs = session.run({"image": PIXELS})["logits"], native.run({"image": PIXELS})["logits"]
     with natively(fp32) as native:
         floats = native.run({"image": PIXELS})["logits"]
@@ -118,45 +160,39 @@ def extremes(kind: str) -> npt.NDArray[Any]:
     return np.array([[bounds.min, bounds.max, 1]], dtype=kind)
 
 
-def test_every_dtype_goes_there_and_back_to_the_bit(device: str, tmp_path: Path) -> None:
+def test_every_dtype_goes_there_and_back_to_the_bit(mixed: CheckedSession) -> None:
     """Tensors of eleven dtypes, their extremes and names beyond ASCII come back with the same bytes."""
-    feeds = {f"{kind} ü/0": extremes(kind) for kind in KINDS}
-    codes = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
-    write_model(
-        tmp_path / "same.onnx",
-        [helper.make_node("Identity", [name], [f"{name}:same"]) for name in feeds],
-        [helper.make_tensor_value_info(name, code, ["n", 3]) for name, code in codes.items()],
-        [helper.make_tensor_value_info(f"{name}:same", code, ["n", 3]) for name, code in codes.items()],
-    )
-    with opened(Artifact(name="same", format="onnx", path=tmp_path / "same.onnx"), device) as session:
-        assert {spec.name: spec.dtype for spec in session.inputs} == {f"{kind} ü/0": kind for kind in KINDS}
-        outputs = session.run(feeds)
-    for name, array in feeds.items():
-        back = outputs[f"{name}:same"]
+    stated = {spec.name: spec.dtype for spec in mixed.inputs if spec.name not in tuple("xab")}
+    assert stated == {f"{kind} ü/0": kind for kind in KINDS}
+    given = feeds()
+    outputs = mixed.run(given)
+    for name in stated:
+        array, back = given[name], outputs[f"{name}:same"]
         assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
         assert back.flags.writeable
 
 
-def test_megabytes_go_through(device: str, tmp_path: Path) -> None:
+def test_megabytes_go_through(mixed: CheckedSession) -> None:
     """A tensor many times what a pipe holds comes back negated."""
-    info = helper.make_tensor_value_info
-    write_model(tmp_path / "neg.onnx", [helper.make_node("Neg", ["x"], ["y"])],
-        [info("x", TensorProto.INT32, ["n"])], [info("y", TensorProto.INT32, ["n"])])  # fmt: skip
     x = np.arange(2_000_003, dtype=np.int32)
-    with opened(Artifact(name="neg", format="onnx", path=tmp_path / "neg.onnx"), device) as session:
-        np.testing.assert_array_equal(session.run({"x": x})["y"], -x)
+    np.testing.assert_array_equal(mixed.run(feeds(x=x))["y"], -x)
 
 
-def test_two_sessions_at_once_keep_apart(device: str, fp32: Artifact, int8: Artifact) -> None:
+def test_two_sessions_at_once_keep_apart(pair: Pair) -> None:
     """Two models, run in turn, each give their own answers."""
-    with opened(fp32, device) as first, opened(int8, device) as second:
-        floats, steps = first.run({"image": PIXELS})["logits"], second.run({"image": PIXELS})["logits"]
-        assert not np.array_equal(floats, steps)
-        np.testing.assert_array_equal(first.run({"image": PIXELS})["logits"], floats)
-        np.testing.assert_array_equal(second.run({"image": PIXELS})["logits"], steps)
+    _, _, first, second = pair
+    floats, steps = first.run({"image": PIXELS})["logits"], second.run({"image": PIXELS})["logits"]
+    assert not np.array_equal(floats, steps)
+    np.testing.assert_array_equal(first.run({"image": PIXELS})["logits"], floats)
+    np.testing.assert_array_equal(second.run({"image": PIXELS})["logits"], steps)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model at all"], ids=["empty", "foreign"])
+@pytest.mark.parametrize(
+    ("device", "content"),
+    [("node", b""), ("node", b"not a model at all"), ("chromium", b"not a model at all")],
+    ids=["node-empty", "node-foreign", "chromium-foreign"],
+    indirect=["device"],
+)
 def test_a_file_that_is_no_model_is_one_line(device: str, content: bytes, tmp_path: Path) -> None:
     """A broken file is an error that names it, the device and ONNX Runtime's reason."""
     path = tmp_path / "broken.onnx"
@@ -166,18 +202,12 @@ def test_a_file_that_is_no_model_is_one_line(device: str, content: bytes, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_failing_run_is_one_line_and_the_session_lives_on(device: str, tmp_path: Path) -> None:
+def test_a_failing_run_is_one_line_and_the_session_lives_on(mixed: CheckedSession) -> None:
     """What ONNX Runtime refuses while running is an error with its reason, and the next run is answered."""
-    info = helper.make_tensor_value_info
-    write_model(tmp_path / "add.onnx", [helper.make_node("Add", ["a", "b"], ["c"])],
-        [info("a", TensorProto.FLOAT, ["n"]), info("b", TensorProto.FLOAT, ["m"])],
-        [info("c", TensorProto.FLOAT, ["k"])])  # fmt: skip
-    a, b = np.ones(2, np.float32), np.ones(3, np.float32)
-    with opened(Artifact(name="add", format="onnx", path=tmp_path / "add.onnx"), device) as session:
-        with pytest.raises(BackendError, match="failed while running on") as caught:
-            session.run({"a": a, "b": b})
-        assert "\n" not in str(caught.value)
-        assert session.run({"a": a, "b": a})["c"].tolist() == [2, 2]
+    with pytest.raises(BackendError, match="failed while running on") as caught:
+        mixed.run(feeds(b=np.ones(3, np.int32)))
+    assert "\n" not in str(caught.value)
+    assert mixed.run(feeds())["c"].tolist() == [2, 2]
 
 
 def test_a_process_that_dies_is_said_to_have_ended(device: str, fp32: Artifact) -> None:
@@ -262,13 +292,13 @@ def test_a_session_that_is_forgotten_ends_its_process(device: str, fp32: Artifac
     assert not running(leader)
 
 
-def test_threads_asked_for_are_obtained(device: str, fp32: Artifact) -> None:
-    """Two threads give the answers of one."""
-    with opened(fp32, device, 1) as one, opened(fp32, device, 2) as two:
+def test_threads_asked_for_are_obtained(fp32: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads give the answers of one, as the shared suite shows of Chromium too, and are more."""
+    need("node", monkeypatch)
+    with opened(fp32, "node", 1) as one, opened(fp32, "node", 2) as two:
         first, second = one.run({"image": PIXELS})["logits"], two.run({"image": PIXELS})["logits"]
-        if device == "node":
-            count = [len(list(Path(f"/proc/{process_of(session).pid}/task").iterdir())) for session in (one, two)]
-            assert count[0] < count[1]
+        count = [len(list(Path(f"/proc/{process_of(session).pid}/task").iterdir())) for session in (one, two)]
+        assert count[0] < count[1]
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-6 * np.abs(first).max())
 
 
