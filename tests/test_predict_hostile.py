@@ -282,22 +282,21 @@ def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         images.decode(images.encode_png(np.zeros((4, 4, 1), dtype=np.uint8)), GREY, "x")
 
 
-@pytest.mark.parametrize(
-    "name", [b"two\nlines.png", b"\x1b[31mred.png", b"tab\t.png", b"caf\xe9.png", "a\u202eb.png".encode()]
-)
-def test_any_name_is_one_line(bundle_folder: Path, tmp_path: Path, name: bytes) -> None:
+def test_any_name_is_one_line(bundle_folder: Path, tmp_path: Path) -> None:
     """A name that holds line ends, a terminal's commands or no text at all stays on one line, good or bad."""
+    names = (b"two\nlines.png", b"\x1b[31mred.png", b"tab\t.png", b"caf\xe9.png", "a\u202eb.png".encode())
     good, bad = os.fsencode(tmp_path / "good"), os.fsencode(tmp_path / "bad")
     for folder, data in ((good, (bundle_folder / "goldens" / "000.png").read_bytes()), (bad, b"no image")):
         os.mkdir(folder)  # noqa: PTH102 -- pathlib has no bytes
-        with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123
-            file.write(data)
+        for name in names:
+            with open(folder + b"/" + name, "wb") as file:  # noqa: PTH123
+                file.write(data)
     command = [sys.executable, "-m", "edgecnn", "predict", bundle_folder, good, bad]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 2
-    lines = done.stdout.decode().splitlines() + done.stderr.decode().splitlines()
-    assert len(lines) == 3, lines
-    assert all(line.replace("\t", "").isprintable() for line in lines)
-    assert len(lines[0].split("\t")) == 2
+    answers, errors = done.stdout.decode().splitlines(), done.stderr.decode().splitlines()
+    assert (len(answers), len(errors)) == (len(names), len(names) + 1), answers + errors
+    assert all(line.replace("\t", "").isprintable() for line in answers + errors)
+    assert all(len(line.split("\t")) == 2 for line in answers)
     found = subprocess.run([*command, "--json"], capture_output=True, check=False).stdout.splitlines()
-    assert ["error" in json.loads(line) for line in found] == [False, True]
+    assert ["error" in json.loads(line) for line in found] == [False] * len(names) + [True] * len(names)
