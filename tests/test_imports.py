@@ -37,7 +37,7 @@ TORCH_CODE = ("edgecnn.nets", "edgecnn.training", "edgecnn.quantization")
 SERVER_CODE = ("edgecnn.serving",)
 
 # DESIGN.md's table, lowest first; a module takes the layer of the longest name here that it begins with. Beyond the
-# table: layers, files and host stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
+# table: layers, files, host and pipes stand beside spec, manifest and exporter beside bundle, runs beside data, predict beside parity,
 # quantization above parity and bench, and assemble, inspection and testing just under cli.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgecnn.layers",
         "edgecnn.files",
         "edgecnn.host",
+        "edgecnn.pipes",
         "edgecnn.protobuf",
         "edgecnn.ssh",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import tempfile
 import threading
@@ -12,6 +11,7 @@ import weakref
 from pathlib import Path
 from typing import IO
 
+from edgecnn import pipes
 from edgecnn.backends.web_wire import PREFIX
 from edgecnn.errors import BackendError
 
@@ -44,9 +44,9 @@ class NodeLink:
                 raise BackendError("the session is closed")
             try:
                 deadline = time.monotonic() + timeout_s
-                self._write(message, deadline)
-                prefix = self._read(PREFIX.size, deadline)
-                return prefix + self._read(sum(PREFIX.unpack(prefix)), deadline)
+                pipes.write(self._in, message, lambda: deadline)
+                prefix = pipes.read(self._out, PREFIX.size, deadline)
+                return prefix + pipes.read(self._out, sum(PREFIX.unpack(prefix)), deadline)
             except TimeoutError:
                 self.close()
                 raise BackendError(f"node gave no answer in {timeout_s:g} s") from None
@@ -57,23 +57,6 @@ class NodeLink:
             except BaseException:  # half a message may be under way, and no later answer could be trusted
                 self.close()
                 raise
-
-    def _write(self, data: bytes, deadline: float) -> None:
-        rest = memoryview(data)
-        while rest:
-            _wait(self._in, select.POLLOUT, deadline)
-            rest = rest[os.write(self._in, rest) :]
-
-    def _read(self, count: int, deadline: float) -> bytes:
-        parts, missing = [], count
-        while missing:
-            _wait(self._out, select.POLLIN, deadline)
-            part = os.read(self._out, min(missing, 1 << 20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
 
     def _last_words(self) -> str:
         try:
@@ -94,13 +77,6 @@ def _descriptor(stream: IO[bytes] | None) -> int:
     if stream is None:
         raise BackendError("node was started without its streams")
     return stream.fileno()
-
-
-def _wait(descriptor: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(descriptor, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError
 
 
 def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
