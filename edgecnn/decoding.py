@@ -208,7 +208,8 @@ class Ahead(Generic[Made]):
                 break
             slot.filled.acquire()
             self._made += slot.content
-            self._over, self._error = slot.last, slot.error
+            if slot.last:
+                self._over, self._error = True, slot.error
         if not taken and self._error is not None:
             raise self._error
         return taken
@@ -218,9 +219,8 @@ class Ahead(Generic[Made]):
         self._ended = self._over = True
         self._made.clear()
         self._room.release()
-        for (
-            busy
-        ) in self._busy:  # a thread in a runtime's native code, when the process ends, takes it down with an abort
+        # A thread in a runtime's native code, when the process ends, takes it down with an abort.
+        for busy in self._busy:
             if busy.acquire(timeout=_LAST):
                 busy.release()
 
@@ -231,7 +231,7 @@ class Ahead(Generic[Made]):
             start = perf_counter()
             with busy:
                 try:
-                    for made in self._make(found):
+                    for made in () if self._over else self._make(found):
                         slot.content.append(made)
                         if self._over:
                             break

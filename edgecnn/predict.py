@@ -148,9 +148,8 @@ class Predictor:
         elif batch == 1 and self._concurrent:
 
             def each(some: Iterable[Found]) -> Iterator[Prediction]:
-                for one in list(
-                    prepared(some)
-                ):  # decoded first: a model is some times faster when its code is in the cache
+                decoded = list(prepared(some))  # first: a model is some times faster when its code is in the cache
+                for one in decoded:
                     yield from answers([one])
 
             for made in Ahead(found, each, decode_threads, 32 * decode_threads, patient).batches(1):
