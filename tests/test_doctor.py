@@ -17,7 +17,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgecnn.device import accelerators, advice
+from edgecnn import host
+from edgecnn.device import accelerators, advice, probe
 from edgecnn.device.clock import Clock, read_clock
 from edgecnn.device.heat import Heat, read_heat
 from edgecnn.device.libraries import Missing, library_folders, missing, needed
@@ -311,3 +312,34 @@ def machine(**changes: Any) -> Host:
         cgroup_cpus=None, python="3.12", packages={"onnxruntime": "1.0"},
     )  # fmt: skip
     return msgspec.structs.replace(plain, **changes)
+
+
+# The whole.
+
+
+def test_a_folder_that_was_removed_is_no_crash(tmp_path: Path) -> None:
+    """In a folder that somebody has removed meanwhile, doctor still tells the space on its disk."""
+    code = """
+import os, sys
+from edgecnn.device import probe
+os.rmdir(os.getcwd())
+probe.registry.statuses = lambda group: []  # torch's own libraries end a process without a folder
+sys.exit(probe.diagnose().disk_free_mb < 0)
+"""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_spoils_answers_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ONNX Runtimes that overwrite each other are told before what could be installed besides."""
+    packages = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
+    both = msgspec.structs.replace(host.fingerprint(), packages=packages)
+    monkeypatch.setattr(host, "fingerprint", lambda: both)
+    lacking = probe.BackendState("lacking", "somebody's", (), "lacking needs a package")
+    monkeypatch.setattr(probe, "_backend", lambda status: lacking)
+    told = probe.diagnose().advice
+    assert told[0].startswith("onnxruntime and onnxruntime-gpu are both installed")
+    assert told[-1] == "lacking: lacking needs a package"

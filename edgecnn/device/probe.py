@@ -61,7 +61,7 @@ def diagnose() -> Diagnosis:
     target = host.target_of_host()
     backends, idle = _without_idle_devices(tuple(_backend(status) for status in registry.statuses(registry.BACKENDS)))
     heat, clock = read_heat(), read_clock()
-    free = shutil.disk_usage(Path.cwd()).free // 1_000_000
+    free = shutil.disk_usage(".").free // 1_000_000  # "." is there even where the folder was removed, unlike its name
     memory = host.available_memory() >> 20
     installed = Path(edgecnn.__file__).stat().st_mtime
     return Diagnosis(
@@ -78,11 +78,11 @@ def diagnose() -> Diagnosis:
         exporters=tuple(registry.statuses(registry.EXPORTERS)),
         providers=_providers(backends),
         advice=(
-            *_mending(backends),
-            *advice.on_machine(machine, target),
+            *advice.on_machine(machine, target),  # what spoils answers or times stands before what could be had besides
             *advice.on_state(heat, memory, free),
-            *advice.on_clock(clock, installed),
             *idle,
+            *advice.on_clock(clock, installed),
+            *_mending(backends),
         ),
     )
 
