@@ -18,7 +18,7 @@ if _WORKER and hasattr(os, "sched_setaffinity"):
 
 
 # Their modules make what takes many seconds: at the end of the queue two workers would share, and make, it.
-_TOGETHER = ("test_walkthroughs.py", "test_packaging.py", "test_processes.py", "test_third_party.py")
+_TOGETHER = ("test_walkthroughs.py", "test_packaging.py", "test_processes_real.py", "test_third_party.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +35,22 @@ def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder that all workers of this run share."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_latencies() -> Iterator[None]:
+    """Have exports time what they wrote for a moment, not for a second each: nothing here is about these figures."""
+    from edgecnn import assemble
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "_LATENCY_SECONDS", 0.05)
+        yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train without the report and its pictures, which take longer than a small net."""
+    monkeypatch.setattr("edgecnn.training.evaluate._write_pictures", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -217,7 +217,7 @@ def test_folding_leaves_the_chance_of_others_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("steady")
+@pytest.mark.usefixtures("steady", "no_pictures")
 def test_exported_files_carry_the_temperature(tmp_path: Path) -> None:
     """Of two trainings that differ in --calibrate alone, fp32 and int8 give logits divided by the temperature; parity passes."""
     pixels, logits, truth = np.zeros(0), {}, {}

@@ -127,6 +127,7 @@ def test_every_score_is_that_of_the_pixels(evaluated: tuple[Dataset, Metrics, Pa
     assert (found.warnings, found.skipped) == (data.warnings, 1)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_classes_have_the_plain_auc(tmp_path: Path) -> None:
     """Of two classes the area is that of the second class's probability."""
     data = dataset(2)
@@ -135,6 +136,7 @@ def test_two_classes_have_the_plain_auc(tmp_path: Path) -> None:
     assert found.auc == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folded_temperature_shows_validation_before_and_after(
     evaluated: tuple[Dataset, Metrics, Path], tmp_path: Path
 ) -> None:
