@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +69,20 @@ number = 5
 '''
 
 
+def stand(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder, where modules are looked for that are looked for in the current one."""
+    patch.chdir(folder)
+    patch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    importlib.invalidate_caches()
+
+
+def forget() -> None:
+    """Forget what was imported, and that it was meant."""
+    for name in [name for name in sys.modules if name.startswith("their_")]:
+        del sys.modules[name]
+    function._imported.clear()
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Stand in a folder that holds modules of somebody's, and forget them afterwards."""
@@ -81,13 +93,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "their_import.py").write_text("import a_package_that_is_not_there\n")
     (tmp_path / "their_crash.py").write_text("1 / 0\n")
     (tmp_path / "their_exit.py").write_text("raise SystemExit('bye')\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    importlib.invalidate_caches()
+    stand(tmp_path, monkeypatch)
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("their_")]:
-        del sys.modules[name]
-    function._imported.clear()
+    forget()
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -208,14 +216,16 @@ def foreign_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a bundle of a function's net, as somebody else would have exported it."""
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "their_trap.py").write_text(GOOD)
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    for words in (
-        ("train", "digits", "-o", "run", "--net", "their_trap:make", "--epochs", "1"),
-        ("export", "run", "-o", "bundle", "--exporter", "onnx"),
-    ):
-        command = [sys.executable, "-m", "edgecnn", *words]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        stand(folder, patch)
+        patch.setattr("edgecnn.training.evaluate._write_pictures", lambda *_: None)
+        for words in (
+            ("train", "digits", "-o", "run", "--net", "their_trap:make", "--epochs", "1"),
+            ("export", "run", "-o", "bundle", "--exporter", "onnx"),
+        ):
+            done = invoke(*words)
+            assert done.exit_code == 0, done.stderr
+    forget()
     return folder / "bundle"
 
 
@@ -232,6 +242,7 @@ BUILDING = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", BUILDING)
 def test_a_bundle_does_not_get_code_run(
     name: str, foreign_bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
