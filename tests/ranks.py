@@ -41,6 +41,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
+    print(json.dumps(list(running)), flush=True)
     while running:
         child, status = os.wait()
         codes[running.pop(child)] = os.waitstatus_to_exitcode(status)
@@ -64,8 +65,8 @@ class Ranks:
     def __init__(self, parent: subprocess.Popen[str]) -> None:
         self._parent = parent
 
-    def run(self, driver: str, words: Sequence[str], variables: Mapping[str, str], said: Path) -> SimpleNamespace:
-        """Wait for both; the exit code is that of the first that failed, and what they said is written beside `said`."""
+    def start(self, driver: str, words: Sequence[str], variables: Mapping[str, str], said: Path) -> list[int]:
+        """Start both and return their ids, by rank; what they say is written beside `said`."""
         assert self._parent.stdin
         assert self._parent.stdout
         group = {
@@ -76,7 +77,14 @@ class Ranks:
         }
         job = {"driver": driver, "words": list(words), "variables": {**variables, **group}, "said": str(said)}
         print(json.dumps(job), file=self._parent.stdin, flush=True)
-        codes = json.loads(self._parent.stdout.readline())
+        self._said = said
+        ids: list[int] = json.loads(self._parent.stdout.readline())
+        return ids
+
+    def wait(self) -> SimpleNamespace:
+        """Wait for both; the exit code is that of the first that failed."""
+        assert self._parent.stdout
+        codes, said = json.loads(self._parent.stdout.readline()), self._said
         texts = ["".join(Path(f"{said}.{rank}.{number}").read_text() for rank in range(2)) for number in (1, 2)]
         return SimpleNamespace(returncode=next(filter(None, codes), 0), stdout=texts[0], stderr=texts[1])
 
