@@ -10,7 +10,7 @@ demo: .venv/.demo
 	$(BIN)/edgecnn demo --out demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 check: .venv/.dev
 	$(BIN)/ruff check .
