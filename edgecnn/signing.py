@@ -82,7 +82,7 @@ def claimed(signature: bytes | None) -> str | None:
     """Say which key a signature's file names, unchecked; None where there is no such file, or no reading it."""
     try:
         return None if signature is None else msgspec.json.decode(signature, type=Signature).key
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 

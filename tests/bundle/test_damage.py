@@ -13,6 +13,7 @@ from small_bundle import ARRAYS, NET, PIXELS, contents, npz, write
 
 from edgecnn.bundle import MANIFEST, Bundle
 from edgecnn.errors import BackendError, DamagedError
+from edgecnn.manifest import SIGNATURE
 
 
 @pytest.mark.parametrize("name", contents())
@@ -121,3 +122,12 @@ def test_goldens_that_are_no_arrays_are_refused(tmp_path: Path, data: bytes) -> 
     folder = write(tmp_path / "small", {**contents(), "goldens/arrays.npz": data})
     with pytest.raises(DamagedError, match=r"goldens/arrays\.npz: not the goldens' arrays"):
         Bundle.open(folder).goldens()
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"\xff\xfe", b'{"algorithm":"\xff"}', b"[" * 50_000], ids=["cut", "bytes", "text", "deep"]
+)
+def test_a_signature_that_cannot_be_read_names_no_key(small: Path, data: bytes) -> None:
+    """Where no key was asked for, whatever lies in the signature's place is no reason to crash."""
+    (small / SIGNATURE).write_bytes(data)
+    assert Bundle.open(small).claimed_signer is None
