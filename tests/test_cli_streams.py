@@ -53,6 +53,23 @@ def test_a_closed_stream_is_no_files_number(bundle_folder: Path, tmp_path: Path)
     assert (tmp_path / "said").read_text() == "True\n"
 
 
+def test_a_closed_stream_is_there_for_what_is_started(tmp_path: Path) -> None:
+    """A process that is started where stdin and stdout are closed has them, and no file of its own gets their numbers."""
+    child = "import os; print(os.open('/dev/null', os.O_RDONLY) > 2, file=open('said', 'w'))"
+    code = f"import edgecnn.cli, subprocess, sys; edgecnn.cli._open_streams(); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    subprocess.run(["sh", "-c", '"$@" >&- <&-', "sh", sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert (tmp_path / "said").read_text() == "True\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="nothing here fails to be read as a bad disk does")
+def test_what_cannot_be_read_is_not_called_the_output(bundle_folder: Path) -> None:
+    """An input that fails in the middle, as on a bad disk, is one line which does not send people to make room."""
+    done = shell('"$@"', "serve", "BUNDLE", "--token-file", "/proc/self/mem", bundle=bundle_folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgecnn: reading or writing failed (Input/output error): ")
+
+
 @pytest.mark.parametrize("arguments", [("nowhere.png",), ("GOLDENS",), ("--key", "KEY", "GOLDENS")])
 def test_nothing_unpacked_is_left(bundle_folder: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A zip's folder is gone when the command is, whether it ended well or not."""

@@ -40,7 +40,8 @@ COMMANDS = (
 )
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a stream to a full disk raises, without a name
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a stream to a full disk raises, without a name
+_NAMELESS = (*_NO_ROOM, errno.EIO)
 
 
 class _Failure(click.ClickException):
@@ -71,13 +72,15 @@ def _one_line() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.filename is None and error.errno not in _NO_ROOM:
+        if error.filename is None and error.errno not in _NAMELESS:
             raise
         said = f"{error.filename}: {error.strerror}" if error.filename is not None else _unwritten(error)
         raise _Failure(said, EdgecnnError.exit_code) from error
 
 
 def _unwritten(error: OSError) -> str:
+    if error.errno == errno.EIO:  # a disk, or a terminal that is gone, and it may have been read from as well
+        return f"reading or writing failed ({error.strerror}): see what is wrong with the disk, and run this again"
     return f"the output cannot be written ({error.strerror}): make room where it goes, and run this again"
 
 
@@ -147,7 +150,7 @@ def main() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError as error:
-        if not code and error.errno in _NO_ROOM:
+        if not code and error.errno in _NAMELESS:
             click.echo(f"edgecnn: {_unwritten(error)}", err=True)
             code = EdgecnnError.exit_code
         code = code or 1  # nobody reads it any more
@@ -162,7 +165,7 @@ def _open_streams() -> None:
     A file that is opened would get the free number, and what a library writes to stdout or stderr would end up in it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(descriptor, True)  # what this process starts would be without it again
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
