@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from edgecnn.images import Pixels
 from edgecnn.metrics import Mistake, wilson
 from edgecnn.report.figures import drawable, figure_png
 from edgecnn.runs import Metrics
-
-if TYPE_CHECKING:
-    pass
 
 _NAMES_FIT = 60  # more classes than this and their names would overlap
 _PAIRS_SHOWN = 30
