@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Generic, TypeVar
 
 from edgecnn import images
@@ -20,7 +20,7 @@ from edgecnn.spec import Preprocess
 Made = TypeVar("Made")
 _SPELL = 0.02  # seconds
 _MOST = 16  # images
-_LAST = 5.0  # seconds that a thread has for its last image, which may be on a disk that does not answer
+_LAST = 5.0  # seconds that all threads have for their last images, which may be on a disk that does not answer
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ def _prepare(found: Found, preprocess: Preprocess) -> Prepared:
 
 
 class _Room:
-    """Room in memory that all threads share: for any number of small images, or one of the largest."""
+    """Room in memory that all threads share, first come, first served: for any number of small images, or one of the largest."""
 
     def __init__(self, size: int) -> None:
         self.free = self.all = size
         self.changed = threading.Condition()
+        self.turn = threading.Lock()  # of who waits: small images that pass a large one would have it wait for ever
 
     def of(self, size: int) -> _Held:
         """Wait, on the way into a `with`, until there is that much room, at most all of it, and hold it inside."""
@@ -113,7 +114,7 @@ class _Held:
     def take(self, size: int) -> None:
         """Hold this much where nothing was held yet."""
         room, size = self._room, min(size, self._room.all)
-        with room.changed:
+        with room.turn, room.changed:
             if room.free < size:
                 room.changed.wait_for(lambda: room.free >= size)
             room.free -= size
@@ -220,8 +221,9 @@ class Ahead(Generic[Made]):
         self._made.clear()
         self._room.release()
         # A thread in a runtime's native code, when the process ends, takes it down with an abort.
+        until = monotonic() + _LAST
         for busy in self._busy:
-            if busy.acquire(timeout=_LAST):
+            if busy.acquire(timeout=max(0.0, until - monotonic())):
                 busy.release()
 
     def _work(self, busy: threading.Lock) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecnn import images
+from edgecnn import decoding, images
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
 from edgecnn.decoding import Ahead, Prepared, Ready, _Room, all_ready, prepare
@@ -216,6 +216,23 @@ def test_closing_waits_for_what_is_being_made() -> None:
     assert all(not busy.locked() for busy in ahead._busy)
 
 
+def test_closing_waits_for_all_threads_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every thread hangs on a disk that does not answer, their times do not add up."""
+    waited: list[float] = []
+
+    class Stuck:
+        def acquire(self, timeout: float) -> bool:
+            waited.append(timeout)
+            return False
+
+    monkeypatch.setattr(decoding, "monotonic", lambda: sum(waited), raising=False)
+    ahead = Ahead((), small, 1, 1)
+    ahead._busy = [Stuck() for _ in range(20)]  # type: ignore[misc]
+    ahead.close()
+    assert len(waited) == 20
+    assert sum(waited) == decoding._LAST
+
+
 def test_the_model_runs_in_the_threads_that_decode(bundle_folder: Path) -> None:
     """In batches of one, two threads are inside the model at once; with larger batches it runs where answers are taken."""
     paths = sorted((bundle_folder / "goldens").glob("*.png"))
@@ -286,6 +303,28 @@ def test_room_is_never_overbooked() -> None:
     assert held == 0
     assert 6 < most <= 10
     assert alone == [True] * 10
+
+
+def test_who_waits_for_much_room_is_not_passed_by() -> None:
+    """Small images that come after a large one wait with it: a stream of them would keep it waiting for ever."""
+    room, order = _Room(10), list[int]()
+
+    def use(size: int) -> None:
+        with room.of(size):
+            order.append(size)
+
+    large, after = (threading.Thread(target=use, args=(size,)) for size in (10, 1))
+    with room.of(1):
+        large.start()
+        until = time.monotonic() + SOON
+        while not getattr(room.changed, "_waiters") and time.monotonic() < until:  # noqa: B009 -- private
+            time.sleep(0.001)
+        after.start()
+        after.join(0.05)
+        assert order == []
+    for thread in (large, after):
+        thread.join(SOON)
+    assert order == [10, 1]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
