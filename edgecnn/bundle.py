@@ -61,7 +61,8 @@ class Bundle:
     """An opened bundle; every file is compared with its recorded hash when it is read.
 
     `signer` is the fingerprint of the key whose signature was asked for and found good, None where none was asked for.
-    A zip is unpacked into `root`; `where` is the zip, and `unknown` what it holds besides that its manifest does not name.
+    `where` is what messages name: the folder, which is `root` too, or the zip that is unpacked into `root`, of which `unknown`
+    is what it holds besides that its manifest does not name.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Bundle:
         where: Path | None = None,
     ) -> None:
         self.root = root
-        self._where, self._unknown = where or root, unknown
+        self.where, self._unknown = where or root, unknown
         self._resolved = os.path.join(os.path.realpath(root), "")  # noqa: PTH118 -- with the separator at its end
         self.manifest = manifest
         self.signer = signer
@@ -141,7 +142,7 @@ class Bundle:
             inside = False
         if not inside:
             raise self._kind(EscapeError)(
-                f"{self._where}: the manifest names {name!r}, which leaves the bundle; do not use it"
+                f"{self.where}: the manifest names {name!r}, which leaves the bundle; do not use it"
             )
         return self.root / name
 
@@ -177,15 +178,15 @@ class Bundle:
         if extra:
             more = f" and {len(extra) - _LISTED} more" if len(extra) > _LISTED else ""
             raise self._kind(DamagedError)(
-                f"{self._where}: holds {', '.join(sorted(extra)[:_LISTED])}{more}, which the manifest does not know; remove it"
+                f"{self.where}: holds {', '.join(sorted(extra)[:_LISTED])}{more}, which the manifest does not know; remove it"
             )
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         """Read a recorded file in pieces; whoever takes them all knows then that they are the file that was recorded."""
         record, path, damaged = self.manifest.files.get(name), self.path_of(name), self._kind(DamagedError)
-        where = self._where / name
+        where = self.where / name
         if record is None:
-            raise BundleError(f"{self._where}: {name} is not in the manifest")
+            raise BundleError(f"{self.where}: {name} is not in the manifest")
         try:
             if not path.is_file():
                 raise damaged(f"{where}: missing; copy the bundle again")
@@ -199,7 +200,7 @@ class Bundle:
                     left -= len(chunk)
                     yield chunk
         except OSError as error:
-            raise damaged(f"{where}: cannot be read ({error.strerror}); copy the bundle again") from None
+            raise damaged(f"{where}: {_unreadable(error)}") from None
         if digest.hexdigest() != record.sha256:
             raise damaged(f"{where}: the content does not have the recorded SHA-256; copy the bundle again")
 
@@ -217,7 +218,7 @@ class Bundle:
         record = self.manifest.artifacts.get(name)
         if record is None:
             known = ", ".join(self.manifest.artifacts)
-            raise UsageError(f"{self._where}: no artifact is called {name!r}; it has {known}")
+            raise UsageError(f"{self.where}: no artifact is called {name!r}; it has {known}")
         return Artifact(
             name=name,
             format=record.format,
@@ -254,7 +255,7 @@ class Bundle:
                 recorded={name[9:]: array for name, array in stored.items() if name.startswith("recorded_")},
             )
         except UNREADABLE as error:
-            raise DamagedError(f"{self._where / record.arrays}: not the goldens' arrays ({error})") from None
+            raise DamagedError(f"{self.where / record.arrays}: not the goldens' arrays ({error})") from None
         alike = all(array.shape == shape for array in (truth, goldens.logits_float32, *goldens.recorded.values()))
         types = (
             goldens.pixels.dtype,
@@ -262,14 +263,12 @@ class Bundle:
             *(array.dtype for array in (goldens.logits_float32, *goldens.recorded.values())),
         )
         if types != ("uint8", "float64", *["float32"] * (len(types) - 2)):
-            raise DamagedError(f"{self._where / record.arrays}: the arrays are not uint8 pixels and float logits")
+            raise DamagedError(f"{self.where / record.arrays}: the arrays are not uint8 pixels and float logits")
         if not alike or goldens.pixels.shape != (shape[0], *self.manifest.preprocess.shape):
-            raise DamagedError(
-                f"{self._where / record.arrays}: the arrays do not have the shapes of {shape[0]} goldens"
-            )
+            raise DamagedError(f"{self.where / record.arrays}: the arrays do not have the shapes of {shape[0]} goldens")
         if not all(np.isfinite(array).all() for array in (truth, goldens.logits_float32, *goldens.recorded.values())):
             raise DamagedError(
-                f"{self._where / record.arrays}: holds logits that are not finite; export the bundle again"
+                f"{self.where / record.arrays}: holds logits that are not finite; export the bundle again"
             )
         return goldens
 
@@ -365,7 +364,16 @@ def _read_own(root: Path, name: str, largest: int, signed: bool = False) -> byte
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from None
+        raise DamagedError(f"{path}: {_unreadable(error)}") from None
+
+
+def _unreadable(error: OSError) -> str:
+    advice = (
+        "give the person who runs this the right to read it"
+        if isinstance(error, PermissionError)
+        else "copy the bundle again"
+    )
+    return f"cannot be read ({error.strerror}); {advice}"
 
 
 def _is_bundle(path: Path) -> bool:

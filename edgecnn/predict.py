@@ -87,8 +87,10 @@ class Predictor:
             UsageError: `top` is below 1 or `threshold` is not within 0 to 1.
             ContractError: a probability is not finite.
         """
-        if top < 1 or not 0 <= threshold <= 1:
-            raise UsageError("the number of labels to show must be at least 1, and the threshold from 0 to 1")
+        if top < 1:
+            raise UsageError(f"the number of labels to show (--top) must be at least 1, not {top}")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"the threshold (--threshold) is a probability from 0 to 1, not {threshold}")
         if not np.isfinite(probabilities).all():
             raise ContractError(f"{self.ref}: probabilities that are not finite; do not use this artifact here")
         likeliest = np.argsort(-probabilities, kind="stable")[:top]
@@ -190,4 +192,4 @@ def artifact_for(bundle: Bundle, ref: BackendRef, backend: Backend | None = None
     for artifact in map(bundle.artifact, names):
         if artifact.format in formats:
             return artifact
-    raise UsageError(f"{bundle.root}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")
+    raise UsageError(f"{bundle.where}: holds no artifact that {ref.backend} reads ({', '.join(formats)})")

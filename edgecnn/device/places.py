@@ -88,7 +88,7 @@ def _spread(bundle: Bundle, ref: BackendRef) -> list[BackendRef]:
         return [ref]
     names = [name for name, record in bundle.manifest.artifacts.items() if record.format in formats]
     if not names:
-        raise UsageError(f"{ref}: {bundle.root} holds no artifact that {ref.backend} reads ({', '.join(formats)})")
+        raise UsageError(f"{ref}: {bundle.where} holds no artifact that {ref.backend} reads ({', '.join(formats)})")
     return [BackendRef(backend=ref.backend, artifact=name, device=ref.device) for name in names]
 
 

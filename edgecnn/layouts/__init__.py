@@ -26,7 +26,7 @@ def write_layout(bundle: Bundle, layout: str, out: Path) -> list[str]:
         UsageError: something that is not such a layout is there already, or the bundle holds no ONNX artifact.
     """
     if not any(record.format == "onnx" for record in bundle.manifest.artifacts.values()):
-        raise UsageError(f"{bundle.root}: holds no ONNX artifact, which is all that --layout {layout} can carry")
+        raise UsageError(f"{bundle.where}: holds no ONNX artifact, which is all that --layout {layout} can carry")
     if out.exists() and not (out / _MARKS[layout]).exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists and is no {layout}, so it will not be replaced; choose another folder")
     bundle.verify()

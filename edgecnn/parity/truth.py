@@ -75,7 +75,7 @@ def of_checkpoint(bundle: Bundle, ref: BackendRef, samples: Samples, goldens: Go
         recomputed = run_all(session, goldens.pixels)["logits"]
         if not np.allclose(recomputed, goldens.logits_float64, rtol=1e-9, atol=1e-9):
             raise BackendError(
-                f"{bundle.root}: the checkpoint in float64 does not give the goldens' logits; one of the two was changed"
+                f"{bundle.where}: the checkpoint in float64 does not give the goldens' logits; one of the two was changed"
             )
         parts = [session.run(feeds)["logits"] for feeds in samples.batches(64, places)]
     return places, np.concatenate(parts)

@@ -37,7 +37,7 @@ class Service:
 
     def __init__(self, bundle: Bundle, predictor: Predictor, limits: Limits) -> None:
         if len(predictor.session.inputs) != 1:
-            raise UsageError(f"{bundle.root}: a model of several inputs cannot be served")
+            raise UsageError(f"{bundle.where}: a model of several inputs cannot be served")
         self.bundle, self.predictor, self.limits = bundle, predictor, limits
         self.stopping = False
         self.notice: str | None = None

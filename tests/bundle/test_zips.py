@@ -6,13 +6,18 @@ import gc
 import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from small_bundle import NET, contents, describe, entries, pack, record
 
+from edgecnn.backends.base import Backend
 from edgecnn.bundle import MANIFEST, Bundle
-from edgecnn.errors import BundleError, DamagedError, EdgecnnError
+from edgecnn.errors import BundleError, DamagedError, EdgecnnError, UsageError
+from edgecnn.predict import artifact_for
+from edgecnn.spec import BackendRef
 
 
 @pytest.mark.parametrize("prefix", ["", "small/", "späte Bilder/"])
@@ -48,6 +53,14 @@ def test_a_zip_has_one_manifest(tmp_path: Path, prefixes: list[str], count: int)
     path = pack(tmp_path / "x.zip", {"readme": b"x", **made})
     with pytest.raises(BundleError, match=rf"x\.zip: holds {count} manifests"):
         Bundle.open(path)
+
+
+def test_messages_name_the_zip(tmp_path: Path) -> None:
+    """What a backend cannot read lies in the zip that was given, not in a folder which is gone by then."""
+    bundle, backend = Bundle.open(pack(tmp_path / "x.zip", entries())), SimpleNamespace(formats=("other",))
+    with pytest.raises(UsageError) as caught:
+        artifact_for(bundle, BackendRef(backend="somebody"), cast(Backend, backend))
+    assert str(caught.value) == f"{tmp_path / 'x.zip'}: holds no artifact that somebody reads (other)"
 
 
 def test_only_listed_entries_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
