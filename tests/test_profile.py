@@ -11,10 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from edgecnn.backends import onnxruntime as ort_backend
 from edgecnn.backends.base import SessionOptions
 from edgecnn.bundle import Bundle
+from edgecnn.cli import cli
 from edgecnn.device import profile as profiles
 from edgecnn.device.profile import Choice, Key, Profile, Settings, chosen, folders_of, key_of, look_up, write_profile
 from edgecnn.errors import MissingPackageError, UsageError
@@ -84,6 +86,24 @@ def test_of_many_runs_at_once_each_has_one_thread(threads: int | None, bundle: B
     assert found.batch == 1
     told = "1 thread" if threads is None else "2 threads"
     assert found.notice == f"tuned for latency on 2026-01-02: onnxruntime:fp32, {told}, optimization extended"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((), "1 thread, optimization extended"),
+        (("--batch", "1"), "1 thread, optimization extended"),
+        (("--batch", "8"), "3 threads, spinning, optimization extended, batch 8"),
+        (("--decode-threads", "0"), "3 threads, spinning, optimization extended, batch 16"),
+    ],
+)
+def test_predict_tells_what_it_runs_with(bundle: Bundle, given: tuple[str, ...], told: str) -> None:
+    """A batch of one that was asked for is as the default; the batch that is told is the one that runs."""
+    write_profile(made(bundle))
+    words = ["predict", str(bundle.root), str(bundle.root / "goldens"), "--decode-threads", "2", *given]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0
+    assert result.stderr == f"edgecnn: tuned for latency on 2026-01-02: onnxruntime:fp32, {told}\n"
 
 
 def test_a_profile_of_defaults_says_so(bundle: Bundle) -> None:

@@ -67,8 +67,8 @@ _LAG = 0.05  # seconds
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1),
-    help="Threads of the backend for one run.  [default: 1 beside threads that decode, all that this process may use without; for one file or what arrives, what `tune` found here]",
+    type=click.IntRange(1, 4096),
+    help="Threads of the backend for one run.  [default: 1 beside threads that decode, all that this process may use without; for one file, what arrives or a larger --batch, what `tune` found here]",
 )
 @click.option(
     "--decode-threads",
@@ -120,7 +120,8 @@ def command(
         if decode_threads is None:
             decode_threads = 0 if one else usable_threads()
         live = bool(watch or video or "-" in images)
-        choice = chosen(opened, backend, threads, many=bool(decode_threads) and batch is None and not live)
+        many = bool(decode_threads) and batch in (None, 1) and not live
+        choice = chosen(opened, backend, threads, many, batch)
         if choice.notice:
             say(f"edgecnn: {choice.notice}")
         options = choice.options

@@ -105,8 +105,10 @@ class Choice:
     notice: str | None = None
 
 
-def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None, many: bool = False) -> Choice:
-    """Choose by this machine's profile for the bundle; what the person gave (`ref`, `threads`) wins over it.
+def chosen(
+    bundle: Bundle, ref: BackendRef | None, threads: int | None, many: bool = False, batch: int | None = None
+) -> Choice:
+    """Choose by this machine's profile for the bundle; what the person gave (`ref`, `threads`, `batch`) wins over it.
 
     With `many`, several threads run the model at once, each for an image of its own. A profile, which is of the model
     alone, then decides on all but threads, spinning and batch: those would fight over the cores.
@@ -130,9 +132,9 @@ def chosen(bundle: Bundle, ref: BackendRef | None, threads: int | None, many: bo
         )
     if many and tuned.device == "cpu":
         settings = msgspec.structs.replace(settings, threads=1, spinning=False, batch=1)
-    options = msgspec.structs.replace(settings, threads=threads or settings.threads).options
-    told = f"tuned for {found.purpose} on {day}: {describe(tuned, options, settings.batch)}"
-    return Choice(tuned, options, settings.batch, told)
+    settings = msgspec.structs.replace(settings, threads=threads or settings.threads, batch=batch or settings.batch)
+    told = f"tuned for {found.purpose} on {day}: {describe(tuned, settings.options, settings.batch)}"
+    return Choice(tuned, settings.options, settings.batch, told)
 
 
 def describe(ref: BackendRef, options: SessionOptions, batch: int = 1) -> str:
