@@ -113,7 +113,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
     except _UNREADABLE as error:
-        raise SchemaError(f"{where}: not an edgecnn manifest ({error})") from None
+        raise SchemaError(
+            f"{where}: not an edgecnn manifest ({error}); copy the bundle again, or name the folder of another"
+        ) from None
     if version != SCHEMA_VERSION:
         newer = "; install a newer edgecnn" if version > SCHEMA_VERSION else ""
         raise SchemaError(f"{where}: schema version {version} is unknown, this edgecnn reads {SCHEMA_VERSION}{newer}")

@@ -119,7 +119,9 @@ class Artifact:
                 # What the manifest says is all that is read, whatever the file has grown to.
                 data = file.read() if self.size is None else file.read(self.size + 1)
         except OSError as error:
-            raise BackendError(f"{self.path}: cannot be read ({error.strerror})") from None
+            raise BackendError(
+                f"{self.path}: cannot be read ({error.strerror}); copy it again, or see who may read it"
+            ) from None
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
             raise DamagedError(f"{self.path}: the content is not what the manifest recorded; copy the bundle again")
         if self.format == "onnx":

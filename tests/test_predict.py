@@ -335,7 +335,12 @@ def test_below_the_threshold_the_label_is_unknown(predictor: Predictor, threshol
 @pytest.mark.parametrize(("top", "threshold"), [(0, 0.0), (-1, 0.5), (3, -0.1), (3, 1.01), (3, float("nan"))])
 def test_a_rank_that_makes_no_sense_is_refused(predictor: Predictor, top: int, threshold: float) -> None:
     """Fewer than one label, and a threshold that is no probability, are refused."""
-    with pytest.raises(UsageError, match="at least 1, and the threshold from 0 to 1"):
+    told = (
+        rf"--top\) must be at least 1, not {top}$"
+        if top < 1
+        else rf"--threshold\) is a probability .* not {threshold}$"
+    )
+    with pytest.raises(UsageError, match=told):
         predictor.rank(np.full(10, 0.1, dtype=np.float32), top, threshold)
 
 

@@ -62,7 +62,7 @@ def diagnose() -> Diagnosis:
     backends, idle = _without_idle_devices(tuple(_backend(status) for status in registry.statuses(registry.BACKENDS)))
     heat, clock = read_heat(), read_clock()
     free = shutil.disk_usage(".").free // 1_000_000  # "." is there even where the folder was removed, unlike its name
-    memory = host.available_memory() >> 20
+    memory = host.available_memory() // 1_000_000
     installed = Path(edgecnn.__file__).stat().st_mtime
     return Diagnosis(
         host=machine,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,25 @@ def test_missing_files_are_refused(small: Path, kind: str) -> None:
         (small / "net.onnx").mkdir()
     with pytest.raises(DamagedError, match=r"net\.onnx: missing; copy the bundle again"):
         Bundle.open(small).verify()
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.EACCES, "give the person who runs this the right to read it"), (errno.EIO, "copy the bundle again")]
+)  # fmt: skip
+def test_files_that_cannot_be_read_say_what_helps(
+    small: Path, code: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To copy a bundle again does not help who may not read it; a disk's error is another matter."""
+    bundle, plain = Bundle.open(small), Path.open
+
+    def failing(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.name == "net.onnx":
+            raise OSError(code, os.strerror(code), str(path))
+        return plain(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(DamagedError, match=rf"net\.onnx: cannot be read \({os.strerror(code)}\); {advice}$"):
+        bundle.read("net.onnx")
 
 
 @pytest.mark.parametrize("name", ["extra.txt", "goldens/extra.png", "deep/er/extra", ".hidden", f"goldens/{MANIFEST}"])
