@@ -340,6 +340,7 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(browser: Page, bundle: Bund
         page = fresh(browser, served)
         page.wait("!document.querySelector('#entry').hidden")
         assert page.run("document.querySelector('#main').hidden")
+        assert page.run("document.querySelector('#about').textContent") == "", "nothing is loading any more"
         for token in ("wrong", "secret"):
             page.run(f"document.querySelector('#token').value = '{token}'")
             page.click("#entry button")
