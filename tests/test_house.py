@@ -33,7 +33,8 @@ def test_readme_is_in_step() -> None:
     page = (ROOT / "README.md").read_text()
     assert renew(page, ROOT) == page
     assert all(f"### edgecnn {name}\n" in page for name in COMMANDS)
-    assert all(path.relative_to(ROOT).as_posix() in page for path in (ROOT / "edgecnn").rglob("[a-z]*.py"))
+    modules = [*(ROOT / "edgecnn").rglob("[a-z]*.py"), *(ROOT / "edgecnn").rglob("*.mjs")]
+    assert all(path.relative_to(ROOT).as_posix() in page for path in modules)
 
 
 def test_readme_runs_without_edgecnn(bundle_folder: Path, tmp_path: Path) -> None:

@@ -28,13 +28,22 @@ def help_texts() -> str:
 
 
 def file_map(root: Path) -> str:
-    """List every module of both packages with the first line of its docstring."""
-    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    """List every module of both packages, Python's and JavaScript's, with the first line of what it says of itself."""
+    files = [
+        path for package in PACKAGES for kind in ("*.py", "*.mjs") for path in sorted((root / package).rglob(kind))
+    ]
     files = [path for path in files if path.name != "__init__.py" or path.stat().st_size > _ONE_LINE]
     files.sort(key=lambda path: (path.parent.parts, path.name))
-    rows = [(path.relative_to(root).as_posix(), ast.get_docstring(ast.parse(path.read_text())) or "") for path in files]
+    rows = [(path.relative_to(root).as_posix(), _said(path)) for path in files]
     width = max(len(name) for name, _ in rows)
-    return "```text\n" + "\n".join(f"{name:<{width}}  {text.splitlines()[0]}" for name, text in rows) + "\n```"
+    return "```text\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in rows) + "\n```"
+
+
+def _said(path: Path) -> str:
+    """Read a module's docstring or the comment that it begins with, the first line."""
+    text = path.read_text()
+    said = text.removeprefix("// ") if path.suffix == ".mjs" else ast.get_docstring(ast.parse(text)) or ""
+    return said.splitlines()[0]
 
 
 def renew(page: str, root: Path) -> str:

@@ -1,4 +1,4 @@
-// Answers messages on standard input on standard output, until the input ends.
+// Node's side of the backend: answers messages on standard input on standard output, until the input ends.
 // Its argument is onnxruntime-web's dist folder.
 
 import { pathToFileURL } from 'node:url';

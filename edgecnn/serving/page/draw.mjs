@@ -1,5 +1,5 @@
-// A sheet to draw on, with a finger, a pen, a mouse or the arrow keys. Strokes are kept as lines, so that changing the
-// colours or the place of the drawing loses nothing.
+// A sheet to draw on, with a finger, a pen, a mouse or the arrow keys.
+// Strokes are kept as lines, so that changing the colours or the place of the drawing loses nothing.
 
 const SIDE = 280; // pixels of the longer side
 const STEP = 6; // pixels that an arrow key moves by

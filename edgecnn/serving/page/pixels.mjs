@@ -1,4 +1,4 @@
-// From decoded RGBA to the pixels that the net sees, to the bit what edgecnn/images.py makes with Pillow.
+// From decoded RGBA to the pixels that the net sees, resized and flattened to the bit as edgecnn/images.py does with Pillow.
 
 const BITS = 22; // of the resize's fixed-point weights: Pillow's src/libImaging/Resample.c, PRECISION_BITS for 8 bits
 
