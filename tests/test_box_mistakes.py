@@ -149,8 +149,10 @@ def test_the_same_twice_races_once(bundle_folder: Path) -> None:
     """What is named twice is one candidate for tune, and an error for a soak, as for bench."""
     bundle = Bundle.open(bundle_folder)
     assert candidates.references(bundle, [INT8, FP32, INT8])[0] == [INT8, FP32]
-    with pytest.raises(UsageError, match="different candidates"):
-        bench_soak(bundle, [FP32, FP32], 1)
+    named = BackendRef(backend="onnxruntime", artifact=bundle.manifest.default_artifact)
+    for refs in ([FP32, FP32], [BackendRef(backend="onnxruntime"), named], []):
+        with pytest.raises(UsageError, match="different candidates"):
+            bench_soak(bundle, refs, 1)
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,6 @@ def _each(
     threads: int,
     measure: Callable[[str, Session, Tensors], Found],
 ) -> tuple[Conditions, tuple[Found, ...]]:
-    if not refs or len({str(ref) for ref in refs}) != len(refs):
-        raise UsageError("bench needs different candidates, and one at least")
     untimed = next((ref for ref in refs if not is_timed(ref)), None)
     if untimed is not None:
         raise UsageError(f"{untimed}: {UNTIMED}; leave it out")
@@ -95,6 +93,8 @@ def _each(
         (BackendRef(backend=ref.backend, artifact=artifact.name, device=ref.device), artifact)
         for ref, artifact in zip(refs, artifacts, strict=True)
     ]
+    if not named or len({ref for ref, _ in named}) != len(named):
+        raise UsageError("bench needs different candidates, and one at least")
     for ref, artifact in named[1:]:  # what does not load is not to be found out after an hour of the one before it
         open_session(ref, artifact, SessionOptions(threads=threads)).__exit__(None, None, None)
     for ref, artifact in named:
