@@ -221,7 +221,10 @@ def _check_threads(session: CheckedSession, feeds: Tensors, answers: Tensors) ->
 
     def run(side: tuple[Tensors, Tensors]) -> list[Tensors]:
         meet.wait()
-        return [session.run(side[0]) for _ in range(_RUNS)]
+        try:
+            return [session.run(side[0]) for _ in range(_RUNS)]
+        except BackendError as error:
+            raise ContractError(f"broken promise: several threads may run one session at once: {error}") from error
 
     with ThreadPoolExecutor(len(sides)) as pool:
         for found, (_, wanted) in zip(pool.map(run, sides), sides, strict=True):

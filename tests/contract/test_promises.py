@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,7 @@ class AdderSession:
             self.outputs = (self.outputs[0], spec("z", 3, 1))
         self.runs, self.closed = 0, False
         self.given: Mapping[str, Array] = {}
+        self.free = threading.Lock()
 
     def run(self, feeds: Mapping[str, Array]) -> Tensors:
         fault = self.backend.fault
@@ -71,6 +73,11 @@ class AdderSession:
             self.given = feeds
             time.sleep(0.001)
             feeds = self.given
+        if fault == "one thread at a time":
+            if not self.free.acquire(blocking=False):
+                raise RuntimeError("somebody else runs it")
+            time.sleep(0.001)
+            self.free.release()
         a, b, c = (feeds[name] for name in "abc")
         if fault == "inputs by their order":
             a, b = (array for name, array in feeds.items() if name != "c")
@@ -118,6 +125,7 @@ FAULTS = {
     "threads change the answer": "two threads",
     "float64 changes the answer": "float64",
     "one place for all threads": "while another thread runs the session",
+    "one thread at a time": "several threads may run one session at once: .*somebody else runs it",
     "shared between sessions": "from a second session",
     "outputs in another order": "in the order stated",
     "leaves files open": "open files left behind",
