@@ -196,6 +196,41 @@ def test_calls_longer_than_a_window_are_still_measured(on: Callable[[Machine], M
     assert found.drift.trend == "steady"
 
 
+def test_ctrl_c_keeps_what_a_soak_has_found(on: Callable[[Machine], Machine], tmp_path: Path) -> None:
+    """After some windows Ctrl-C ends a soak with these, and says so; before it is Ctrl-C as anywhere."""
+
+    def at(end: float) -> Callable[[float], float]:
+        def cost(now: float) -> float:
+            if now > end:
+                raise KeyboardInterrupt
+            return 500.0
+
+        return cost
+
+    found = soak.soak("x", on(Machine(at(30.5))), FEEDS, 60, tmp_path)
+    assert (len(found.windows), found.interrupted) == (30, True)
+    assert found.images == pytest.approx(30 * 4000, rel=0.001)
+    assert found.seconds == pytest.approx(30, abs=0.51)
+    with pytest.raises(KeyboardInterrupt):
+        soak.soak("x", on(Machine(at(5.5))), FEEDS, 60, tmp_path)
+
+
+def test_ctrl_c_in_a_soak_is_told_and_leaves_with_130(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures until then are printed, the candidates after it are not begun, and the exit code says what happened."""
+    plain, begun = soak.soak, list[str]()
+
+    def cut(name: str, *arguments: Any) -> soak.Soak:
+        begun.append(name)
+        return msgspec.structs.replace(plain(name, *arguments), interrupted=True)
+
+    monkeypatch.setattr(over_time, "soak", cut)
+    command = ["bench", str(bundle_folder), "--soak", "1s", "-c", "onnxruntime:fp32", "-c", "onnxruntime:int8"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 130
+    assert begun == ["onnxruntime:fp32"]
+    assert result.stdout.startswith("interrupted by Ctrl-C: of the time until then\nonnxruntime:fp32: ")
+
+
 def test_a_soak_of_a_moment_is_refused(on: Callable[[Machine], Machine]) -> None:
     """Less than a second says nothing of time."""
     with pytest.raises(UsageError, match="at least 1 s"):

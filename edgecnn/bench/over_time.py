@@ -100,6 +100,8 @@ def _each(
     for ref, artifact in named:
         with open_session(ref, artifact, SessionOptions(threads=threads)) as session:
             found.append(measure(str(ref), session, feeds))
+        if getattr(found[-1], "interrupted", False):
+            break
     conditions = Conditions(
         bundle=bundle.manifest.name,
         batch=batch,

@@ -17,6 +17,7 @@ from edgecnn.errors import UsageError
 from edgecnn.spec import Frozen
 
 WINDOWS, SHORTEST = 60, 0.1  # windows in a soak, seconds of one at least
+FEWEST = 10  # windows of which something can be said
 SHORTEST_SOAK = 1.0
 TOO_SHORT = f"a soak takes at least {SHORTEST_SOAK:g} s, and a minute to find heat"
 UNDISTURBED = 0.9  # of the processor time that a window had at best
@@ -54,7 +55,7 @@ class Soak(Frozen, frozen=True):
     """One candidate's soak; `slowest` is the slowest window's rate as a share of the median window's.
 
     `disturbed` counts the windows in which this process had clearly less of the processor than in its best ones: what slowed
-    these down is other work and not heat.
+    these down is other work and not heat. `interrupted`: Ctrl-C ended it early, and the windows are those until then.
     """
 
     backend: str
@@ -66,10 +67,13 @@ class Soak(Frozen, frozen=True):
     disturbed: int
     throttling: Throttling
     energy: Energy
+    interrupted: bool = False
 
 
 def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float, system: Path = SYSTEM) -> Soak:
     """Run without a pause for `seconds`, in windows of which each has a rate; `system` is /sys but in tests.
+
+    Ctrl-C after `FEWEST` windows ends it with what they hold.
 
     Raises:
         UsageError: the time is too short for a trend.
@@ -81,17 +85,22 @@ def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float
     width = max(SHORTEST, seconds / WINDOWS)
     before, periods = read_heat(system), host.load().throttled_periods
     meter, windows, images = EnergyMeter(system), list[Window](), 0
-    start = time.perf_counter()
-    for number in range(1, int(seconds / width + 0.5) + 1):
-        begun, used, times = time.perf_counter(), time.process_time(), list[int]()
-        while not times or time.perf_counter() < start + number * width:
-            asked = time.perf_counter_ns()
-            session.run(feeds)
-            times.append(time.perf_counter_ns() - asked)
-        images += batch * len(times)
-        passed, used = time.perf_counter() - begun, time.process_time() - used
-        windows.append(_window(begun - start, passed, used, times, batch, read_heat(system)))
-        meter.read()  # the counters begin again, and none of their rounds may be missed
+    start, interrupted = time.perf_counter(), False
+    try:
+        for number in range(1, int(seconds / width + 0.5) + 1):
+            begun, used, times = time.perf_counter(), time.process_time(), list[int]()
+            while not times or time.perf_counter() < start + number * width:
+                asked = time.perf_counter_ns()
+                session.run(feeds)
+                times.append(time.perf_counter_ns() - asked)
+            images += batch * len(times)
+            passed, used = time.perf_counter() - begun, time.process_time() - used
+            windows.append(_window(begun - start, passed, used, times, batch, read_heat(system)))
+            meter.read()  # the counters begin again, and none of their rounds may be missed
+    except KeyboardInterrupt:
+        if len(windows) < FEWEST:
+            raise
+        interrupted = True
     taken = time.perf_counter() - start
     rates = np.array([window.images_per_second for window in windows])
     cpus = np.array([window.cpus for window in windows])
@@ -105,6 +114,7 @@ def soak(name: str, session: Session, feeds: Mapping[str, Array], seconds: float
         disturbed=int(np.sum(cpus < UNDISTURBED * np.percentile(cpus, 90))),
         throttling=_throttling(before, read_heat(system), windows, host.load().throttled_periods - periods),
         energy=meter.total(taken, images),
+        interrupted=interrupted,
     )
 
 

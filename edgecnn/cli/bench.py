@@ -78,7 +78,7 @@ def command(
 
     Candidates take turns in short rounds; the warm-up and the first run are apart, the tail is not trimmed, and the
     report says whether the machine was steady enough to trust it. With --soak each candidate runs without a pause, and
-    the report says whether its rate held; with --paced it waits for frames, and the report counts those it missed.
+    the report says whether its rate held (Ctrl-C tells of the time until then); with --paced it waits for frames, and the report counts those it missed.
 
     \b
     Examples:
@@ -104,6 +104,8 @@ def command(
         click.echo(said)
     if page is not None:  # after an hour's figures are told, whether or not there is room for it
         write_atomic(asked["html"], page.encode())
+    if any(one.interrupted for one in getattr(report, "soaks", ())):
+        click.get_current_context().exit(130)
 
 
 def _check(soak: float | None, paced: float | None, asked: dict[str, Any]) -> None:

@@ -47,7 +47,9 @@ def _soak_lines(one: Soak) -> list[str]:
     drift = one.drift
     rates = [window.images_per_second for window in one.windows]
     middle = sorted(rates)[len(rates) // 2]
+    early = ["interrupted by Ctrl-C: of the time until then"] if one.interrupted else []
     return [
+        *early,
         f"{one.backend}: {thousands(one.images)} images in {one.seconds:.1f} s, {thousands(round(middle))} a second in the median of "
         f"{len(rates)} windows; slowest window {one.slowest:.0%} of it",
         f"drift: {_TREND[drift.trend]}: {drift.change:+.1%} from first to last window ({drift.low:+.1%} to {drift.high:+.1%})",
