@@ -92,7 +92,9 @@ def unit(tmp_path: Path) -> Path:
     """Copy the unit with a program that is there, which is all that the checks want to know of it."""
     text = (DEPLOY / "edgecnn.service").read_text()
     path = tmp_path / "edgecnn.service"
-    path.write_text(re.sub(r"^ExecStart=/opt/edgecnn/current/venv/bin/edgecnn", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    path.write_text(
+        re.sub(r"^ExecStart=/opt/edgecnn/current/venv/bin/edgecnn", "ExecStart=/bin/true", text, flags=re.MULTILINE)
+    )
     return path
 
 
@@ -122,7 +124,9 @@ def test_the_unit_is_little_exposed(unit: Path) -> None:
 
 def test_the_units_command_is_one_that_serve_takes() -> None:
     """Each line with the program, that of the comment too, gives options which serve has."""
-    lines = re.findall(r"ExecStart=(/opt/edgecnn/current/venv/bin/edgecnn .*)", (DEPLOY / "edgecnn.service").read_text())
+    lines = re.findall(
+        r"ExecStart=(/opt/edgecnn/current/venv/bin/edgecnn .*)", (DEPLOY / "edgecnn.service").read_text()
+    )
     assert len(lines) == 2
     for line in lines:
         check(["edgecnn", *shlex.split(line)[1:]])

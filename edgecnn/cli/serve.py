@@ -26,7 +26,9 @@ _LONGEST = 4096  # bytes of a token's file: what a header takes
 @click.option(
     "-b", "--backend", type=backend_type, help="What runs it.  [default: this machine's profile, else onnxruntime]"
 )
-@click.option("--threads", type=click.IntRange(1, 4096), help="Threads of the backend.  [default: the profile's, else all]")
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), help="Threads of the backend.  [default: the profile's, else all]"
+)
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 64),
