@@ -20,6 +20,7 @@ from edgecnn.spec import Preprocess
 Made = TypeVar("Made")
 _SPELL = 0.02  # seconds
 _MOST = 16  # images
+_BLOCKS = 32  # of 16 MB, however many threads there are
 _LAST = 5.0  # seconds that all threads have for their last images, which may be on a disk that does not answer
 
 
@@ -176,17 +177,10 @@ class Ahead(Generic[Made]):
         self._ended = self._over = False
         self._error: BaseException | None = None
         self._busy = [threading.Lock() for _ in range(threads)]
-        images.keep_memory(2 * threads)  # each holds an image as decoded and the same in the model's colours
+        # Each thread holds an image as decoded and the same in the model's colours, of which most are far below a block.
+        images.keep_memory(min(2 * threads, _BLOCKS))
         for busy in self._busy:
             threading.Thread(target=self._work, args=(busy,), daemon=True).start()
-
-    def batches(self, count: int) -> Iterator[list[Made]]:
-        """Take `count` at a time until the end, as `take` does, and close."""
-        try:
-            while taken := self.take(count):
-                yield taken
-        finally:
-            self.close()
 
     def take(self, count: int) -> list[Made]:
         """Return what was made of the next `count` images; fewer at the end and where the source has no more for now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -69,7 +70,8 @@ class Predictor:
         if (self.session.inputs, tuple(spec.name for spec in self.session.outputs)) != wanted:
             raise ContractError(f"{self.ref}: the artifact's inputs and outputs are not those that the manifest states")
         self._input = self.session.inputs[0].name
-        self._concurrent = self.ref.device == "cpu" and getattr(backend, "concurrent", False)
+        one_thread = options is not None and options.threads == 1  # several would fight over the cores with the others'
+        self._concurrent = one_thread and self.ref.device == "cpu" and getattr(backend, "concurrent", False)
 
     def probabilities(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Give the probabilities (N, classes) of uint8 pixels (N, H, W, C)."""
@@ -132,8 +134,8 @@ class Predictor:
 
         With `decode_threads` the images are read and decoded ahead, and so is the source; with 0 each when it is needed.
         A run is of `batch` images or, with threads and not `patient`, of those among them that are there already. Where
-        sessions can be run by several threads at once, batches of one are run by the threads that decode: so all cores
-        are busy whether it is the decoder or the model that takes its time.
+        sessions of one thread can be run by several at once, batches of one are run by the threads that decode: so all
+        cores are busy whether it is the decoder or the model that takes its time.
 
         Raises:
             UsageError: `batch` or `top` is below 1, `decode_threads` below 0, `threshold` not within 0 to 1.
@@ -154,11 +156,13 @@ class Predictor:
                 for one in decoded:
                     yield from answers([one])
 
-            for made in Ahead(found, each, decode_threads, 32 * decode_threads, patient).batches(1):
-                yield from made
+            with closing(Ahead(found, each, decode_threads, 32 * decode_threads, patient)) as made:
+                while one := made.take(1):
+                    yield from one
         else:
-            for chunk in Ahead(found, prepared, decode_threads, batch + 2 * decode_threads, patient).batches(batch):
-                yield from answers(chunk)
+            with closing(Ahead(found, prepared, decode_threads, batch + 2 * decode_threads, patient)) as images:
+                while chunk := images.take(batch):
+                    yield from answers(chunk)
 
     def _answers(self, chunk: Sequence[Ready], top: int, threshold: float) -> list[Prediction]:
         good = [one.result.pixels for one in chunk if isinstance(one.result, Prepared)]

@@ -99,12 +99,20 @@ def test_a_signature_that_cannot_be_checked_there_is_told_first(
     assert not [path for path in (box.home / "edgecnn").rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-def test_a_report_that_cannot_be_written_deploys_nothing(box: Loopback, bundle_folder: Path) -> None:
-    """-o into a folder that is not there is told before the box is connected to, not after the bundle is in place."""
-    assert "/nowhere is no folder to write in; choose another -o" in refused(
-        deploy(bundle_folder, "box", "-o", "/nowhere/report.json")
-    )
+def test_a_report_that_cannot_be_written_deploys_nothing(box: Loopback, bundle_folder: Path, tmp_path: Path) -> None:
+    """-o below what is no folder is told before the box is connected to, not after the bundle is in place."""
+    (tmp_path / "file").write_text("")
+    line = refused(deploy(bundle_folder, "box", "-o", str(tmp_path / "file" / "deeper" / "report.json")))
+    assert f"{tmp_path / 'file'} is no folder to write in; choose another -o" in line
     assert not list(box.home.iterdir())
+
+
+def test_a_reports_folder_is_made(box: Loopback, bundle_folder: Path, tmp_path: Path) -> None:
+    """-o into a folder that is not there yet makes it, as every other command does."""
+    report = tmp_path / "new" / "deeper" / "report.json"
+    result = deploy(bundle_folder, "box", "-o", str(report))
+    assert result.exit_code == 0, result.output
+    assert json.loads(report.read_text()) == {"from": "the box"}
 
 
 def test_an_empty_interpreter_is_none(box: Loopback, bundle_folder: Path) -> None:
@@ -154,7 +162,13 @@ def test_extras_are_those_of_the_wheel(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"no zip")
     with zipfile.ZipFile(tmp_path / "b.whl", "w") as archive:
         archive.writestr("x", "")
-    for name in ("a.whl", "b.whl"):
+    data = bytearray(wheel.read_bytes())
+    with zipfile.ZipFile(wheel) as archive:
+        about = next(one for one in archive.infolist() if one.filename.endswith("METADATA"))
+    start = about.header_offset + 30 + len(about.filename)
+    data[start : start + 20] = bytes(range(200, 220))
+    (tmp_path / "c.whl").write_bytes(data)  # what is packed in it is damaged
+    for name in ("a.whl", "b.whl", "c.whl"):
         with pytest.raises(UsageError, match="is no wheel"):
             chosen_extras(tmp_path / name, "cpu")
 

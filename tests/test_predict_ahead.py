@@ -174,7 +174,9 @@ def test_a_thread_takes_up_as_many_small_images_as_pay() -> None:
             return list(found)
 
         source = [frame(number) for number in range(40)]
-        taken = [one for batch in Ahead(source, make, 1, 64, patient).batches(7) for one in batch]
+        ahead, taken = Ahead(source, make, 1, 64, patient), list[Found]()
+        while batch := ahead.take(7):
+            taken += batch
         assert taken == source
         assert sizes[0] == 1
         assert max(sizes) == most
@@ -234,10 +236,10 @@ def test_closing_waits_for_all_threads_together(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_model_runs_in_the_threads_that_decode(bundle_folder: Path) -> None:
-    """In batches of one, two threads are inside the model at once; with larger batches it runs where answers are taken."""
+    """In batches of one, two threads are inside the model at once; larger batches, and a model that has threads itself, run alone."""
     paths = sorted((bundle_folder / "goldens").glob("*.png"))
-    for batch in (1, 2):
-        with Predictor(Bundle.open(bundle_folder), options=SessionOptions(threads=1)) as predictor:
+    for batch, threads in ((1, 1), (2, 1), (1, 2)):
+        with Predictor(Bundle.open(bundle_folder), options=SessionOptions(threads=threads)) as predictor:
             run, seen = predictor.session._run, set[int]()
             meet = threading.Barrier(2, timeout=SOON)
 
@@ -246,9 +248,9 @@ def test_the_model_runs_in_the_threads_that_decode(bundle_folder: Path) -> None:
                 run: Callable[..., object] = run,
                 seen: set[int] = seen,
                 meet: threading.Barrier = meet,
-                batch: int = batch,
+                many: bool = batch == threads == 1,
             ) -> object:
-                if batch == 1 and threading.get_ident() not in seen:
+                if many and threading.get_ident() not in seen:
                     seen.add(threading.get_ident())
                     meet.wait()
                 seen.add(threading.get_ident())
@@ -256,8 +258,8 @@ def test_the_model_runs_in_the_threads_that_decode(bundle_folder: Path) -> None:
 
             predictor.session._run = together  # type: ignore[assignment]
             assert len(list(predictor.predict(paths, batch, decode_threads=2))) == len(paths)
-            assert len(seen) == (2 if batch == 1 else 1)
-            assert (threading.get_ident() in seen) == (batch == 2)
+            assert len(seen) == (2 if batch == threads == 1 else 1)
+            assert (threading.get_ident() in seen) == (not batch == threads == 1)
 
 
 def test_a_backend_that_says_nothing_runs_where_answers_are_taken(bundle_folder: Path) -> None:

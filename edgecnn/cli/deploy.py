@@ -88,8 +88,11 @@ def _writable(path: Path | None) -> None:
     Raises:
         UsageError: no file can be written there.
     """
-    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: cannot be written, {path.parent} is no folder to write in; choose another -o")
+    if path is None:
+        return
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))  # below it folders are made
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UsageError(f"{path}: cannot be written, {there} is no folder to write in; choose another -o")
 
 
 def existing_path(text: str) -> Path:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from email.parser import HeaderParser
 from importlib import metadata
@@ -63,7 +64,14 @@ def chosen_extras(wheel: Path, asked: str, signed: bool = False) -> str:
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
             about = HeaderParser().parsestr(archive.read(name).decode())
-    except (OSError, StopIteration, UnicodeDecodeError, zipfile.BadZipFile):
+    except (
+        OSError,
+        StopIteration,
+        UnicodeDecodeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+    ):  # also if encrypted
         raise UsageError(f"{wheel}: is no wheel; give one that `pip wheel --no-deps` made") from None
     offered = about.get_all("Provides-Extra") or []
     wanted = {word.strip() for word in asked.split(",")} - {""}
