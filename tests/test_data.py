@@ -51,6 +51,17 @@ def test_split_hashes_tell_splits_apart() -> None:
     assert len({one.test.sha256(), one.val.sha256(), seed.test.sha256(), size.test.sha256()}) == 4
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "config.json"])
+def test_a_bundle_or_run_called_digits_is_not_the_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside `bundles/digits` or `runs/digits`, where its own commands are typed, `digits` is still the data built in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits" / "goldens").mkdir(parents=True)
+    (tmp_path / "digits" / name).write_text("{}")
+    assert len(open_data("digits").labels) == 10
+
+
 def test_a_folder_called_digits_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of the name `digits` is opened rather than the built-in set."""
     photos(tmp_path / "digits", {"a": 10, "b": 10})

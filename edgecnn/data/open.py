@@ -22,6 +22,7 @@ from edgecnn.spec import Preprocess
 
 _LARGEST_DEFAULT = 96
 _SHARE_OF_MEMORY = 0.25  # what pixels may take before they are decoded anew on each use
+_OURS = ("manifest.json", "config.json")  # of bundles and of runs
 _LOOKED_AT = 256  # images whose size and colour decide the defaults
 
 
@@ -104,7 +105,8 @@ def _streams(listing: Listing, preprocess: Preprocess, options: DataOptions) -> 
 
 def _list(source: str, options: DataOptions) -> Listing:
     path = Path(source)
-    if source == "digits" and not path.exists():
+    made = any((path / name).is_file() for name in _OURS)  # a run or a bundle of the digits, named like them
+    if source == "digits" and (made or not path.exists()):
         return digits.list_digits()
     if path.suffix.lower() in table.SUFFIXES and path.is_file():
         return table.list_table(path, options.group_from)
