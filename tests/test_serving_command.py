@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping
 from importlib import util
@@ -16,6 +17,7 @@ import edgecnn.serving.run
 from edgecnn.backends.onnxruntime import OnnxRuntimeSession
 from edgecnn.cli import cli
 from edgecnn.serving.app import _ACCESS, SERVICE
+from edgecnn.serving.run import _listen, _url
 
 
 @pytest.fixture
@@ -153,3 +155,13 @@ def test_where_batches_change_answers_none_is_made(
     assert (code, len(served)) == (2, 1)
     assert "--max-batch 2" in err
     assert call(bundle_folder, "--max-batch", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "written"), [("0.0.0.0", "box"), ("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")]
+)
+def test_the_address_told_can_be_opened(host: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on all addresses tells the machine's name: 0.0.0.0 is none that another machine could open."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "box")
+    with contextlib.closing(_listen(host, 0)) as listening:
+        assert _url(host, listening) == f"http://{written}:{listening.getsockname()[1]}/"

@@ -95,8 +95,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _url(host: str, listening: socket.socket) -> str:
-    written = f"[{host}]" if ":" in host else host
-    return f"http://{written}:{listening.getsockname()[1]}/"
+    """Write where it is reached; every address of this machine by the machine's name, which others can open."""
+    address, port = listening.getsockname()[:2]
+    if address in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _file_limit(connections: int) -> int:
