@@ -22,10 +22,12 @@ from loopback import Loopback
 from edgecnn import ssh
 from edgecnn.backends.base import CheckedSession, SessionOptions, open_session
 from edgecnn.backends.remote import RemoteBackend
+from edgecnn.bench.run import bench
 from edgecnn.bundle import Bundle
 from edgecnn.cli import cli
 from edgecnn.errors import BackendError, DeviceError, MissingPackageError
 from edgecnn.host import fingerprint
+from edgecnn.report.bench import bench_text
 from edgecnn.spec import Artifact, BackendRef
 from edgecnn.ssh import Connection
 from edgecnn.testing import check_backend
@@ -113,6 +115,14 @@ def test_what_lies_in_the_bundle_there_is_not_sent(
         with opened(artifact) as session:
             assert session.run({"image": pixels()})["logits"].shape == (9, 10)
         assert (max(sent[:2]) > size) == is_sent
+
+
+def test_a_bench_says_what_is_in_its_times(deployed: Loopback, bundle_folder: Path) -> None:
+    """Times taken from here are told to hold the way there and back; another candidate's have no such line."""
+    refs = [BackendRef.parse("onnxruntime:fp32"), BackendRef.parse("remote:fp32@box")]
+    lines = bench_text(bench(Bundle.open(bundle_folder), refs, seconds=0.1, cold_runs=0)).splitlines()
+    (told,) = [line for line in lines if "the way there and back" in line]
+    assert told.startswith("remote:fp32@box: its times hold")
 
 
 def test_options_reach_the_box(deployed: Loopback, bundle_folder: Path) -> None:

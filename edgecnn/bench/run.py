@@ -19,10 +19,13 @@ from edgecnn.predict import artifact_for
 from edgecnn.spec import Artifact, BackendRef, Frozen
 
 UNTIMED = "not measured: on an emulated device time says nothing"
+_NOTES = {
+    "remote": "its times hold the way there and back, and cold start and memory are this machine's; `edgecnn bench` on the box measures it"
+}
 
 
 class Row(Frozen, frozen=True):
-    """One candidate; `ratio` compares it with the first that was measured, `reason` says why this one was not."""
+    """One candidate; `ratio` compares it with the first that was measured, `reason` says why this one was not or what limits it."""
 
     backend: str
     artifact: str
@@ -114,5 +117,5 @@ def _row(name: str, artifact: Artifact, latency: Latency | None, first: Latency 
         latency=latency,
         ratio=ratio(latency, first) if latency is not None and first is not None else None,
         cold_start=cold,
-        reason=UNTIMED if latency is None else None,
+        reason=UNTIMED if latency is None else _NOTES.get(BackendRef.parse(name).backend),
     )

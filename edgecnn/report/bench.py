@@ -16,7 +16,7 @@ def bench_text(report: BenchReport) -> str:
             ["candidate", "p50 us", "p90", "p99", "max", "images/s", f"ratio to {timed[0].backend}", "calls", "first us"],
         )
     ] if timed else []  # fmt: skip
-    latency += [f"{row.backend}: {row.reason}" for row in report.rows if row.latency is None]
+    latency += [f"{row.backend}: {row.reason}" for row in report.rows if row.reason]
     cold = [_cold(row) for row in report.rows if row.cold_start]
     machine, before, after = report.host, report.load_before, report.load_after
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
