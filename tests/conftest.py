@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopback import Loopback
 from once import made_once
 
 # Two workers on two cores: each keeps to its own, or torch and ONNX Runtime would start two threads in both.
@@ -104,3 +105,19 @@ def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_folder, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """Start OpenSSH's own server on loopback."""
+    started = Loopback(tmp_path_factory.mktemp("sshd"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def box(loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    """Give a box with an empty home folder, on which nothing is deployed; edgecnn's ssh knows it as `box`."""
+    loopback.begin(tmp_path / "home of box")
+    monkeypatch.setenv("EDGECNN_SSH", f"-F '{loopback.config}'")
+    return loopback

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +42,11 @@ os.replace = replace
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    started = Loopback(tmp_path_factory.mktemp("sshd"))
-    yield started
-    started.close()
-
-
 @pytest.fixture
-def box(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    """Give a box with an empty home folder, on which a stand-in for edgecnn finds nothing wrong."""
-    server.begin(tmp_path / "home of box")
-    server.plant(pretend_edgecnn(tmp_path / "packages"))
-    monkeypatch.setenv(ssh.OPTIONS, f"-F '{server.config}'")
-    return server
+def box(box: Loopback, tmp_path: Path) -> Loopback:
+    """Have a stand-in for edgecnn on the box, which finds nothing wrong."""
+    box.plant(pretend_edgecnn(tmp_path / "packages"))
+    return box
 
 
 def deploy(bundle: Path, *arguments: str, to: str = "box") -> Result:

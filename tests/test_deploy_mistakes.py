@@ -6,14 +6,12 @@ import hashlib
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from loopback import Loopback, pretend_edgecnn, whole_bundle
 
-from edgecnn import ssh
 from edgecnn.bundle import sign_bundle
 from edgecnn.cli import cli
 from edgecnn.device.wheel import chosen_extras, pack_wheel
@@ -22,20 +20,11 @@ from edgecnn.errors import UsageError
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    started = Loopback(tmp_path_factory.mktemp("sshd"))
-    yield started
-    started.close()
-
-
 @pytest.fixture
-def box(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    """Give a box with an empty home folder, on which a stand-in for edgecnn finds nothing wrong."""
-    server.begin(tmp_path / "home")
-    server.plant(pretend_edgecnn(tmp_path / "packages"))
-    monkeypatch.setenv(ssh.OPTIONS, f"-F '{server.config}'")
-    return server
+def box(box: Loopback, tmp_path: Path) -> Loopback:
+    """Have a stand-in for edgecnn on the box, which finds nothing wrong."""
+    box.plant(pretend_edgecnn(tmp_path / "packages"))
+    return box
 
 
 @pytest.fixture

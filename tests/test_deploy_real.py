@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,23 +18,8 @@ from loopback import Loopback, whole_bundle
 
 import edgecnn
 import edgecnn_exporters
-from edgecnn import ssh
 from edgecnn.cli import cli
 from edgecnn.device.wheel import pack_wheel
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    started = Loopback(tmp_path_factory.mktemp("sshd"))
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def box(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    server.begin(tmp_path / "home")
-    monkeypatch.setenv(ssh.OPTIONS, f"-F '{server.config}'")
-    return server
 
 
 def test_the_wheel_is_whole_and_always_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 from loopback import Loopback
 
-from edgecnn import ssh
 from edgecnn.backends.base import CheckedSession, SessionOptions, open_session
 from edgecnn.backends.remote import RemoteBackend
 from edgecnn.bench.run import bench
@@ -33,21 +31,6 @@ from edgecnn.ssh import Connection
 from edgecnn.testing import check_backend
 
 pytestmark = pytest.mark.slow  # each session is a login and an interpreter that imports ONNX Runtime
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    started = Loopback(tmp_path_factory.mktemp("sshd"))
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def box(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    """Give a box on which nothing is deployed."""
-    server.begin(tmp_path / "home")
-    monkeypatch.setenv(ssh.OPTIONS, f"-F '{server.config}'")
-    return server
 
 
 @pytest.fixture
