@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import print_machine
+from common import demo_bundle, print_machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loopback import Loopback, pretend_edgecnn
@@ -75,7 +75,7 @@ def main() -> None:
             server.begin(Path(folder) / "home")
             server.plant(pretend_edgecnn(Path(folder) / "packages"))
             os.environ[ssh.OPTIONS] = f"-F {server.config}"
-            small = Path(os.environ["BUNDLE"])
+            small = Path(os.environ["BUNDLE"]) if "BUNDLE" in os.environ else demo_bundle()
             for bundle in (small, large_bundle(small, Path(folder) / "large")):
                 size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
                 for name, times in rounds(server, bundle).items():
