@@ -147,7 +147,8 @@ def judge_half(logits: Array, again: Array, truth: Truth, recorded: Recorded, to
     )
     size = float(np.sqrt(np.square(recorded.float64).mean()))
     if own.rms > LARGEST_HALF * size:
-        reason = f"{recorded.source} in float16 are off by {own.rms / size:.2g} of the logits' size: there is no unit to judge by"
+        off = own.rms / size if size else own.rms
+        reason = f"{recorded.source} in float16 are off by {off:.2g} of the logits' size: there is no unit to judge by"
         return Computation(
             verdict=Verdict.NOT_MEASURED, reason=reason, n=len(again), truth=recorded.source, distance=far
         )

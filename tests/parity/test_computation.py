@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from scipy import special
 
-from edgecnn.parity.computation import Recorded, Truth, find_fault, judge_float, judge_quantized, softmax
+from edgecnn.parity.computation import Recorded, Truth, find_fault, judge_float, judge_half, judge_quantized, softmax
+from edgecnn.parity.recording import SPECIFIED
 from edgecnn.parity.verdict import Verdict
 from edgecnn.spec import Tolerance
 
@@ -173,6 +174,56 @@ def test_a_quantized_artifact_without_error_of_its_own_must_answer_alike() -> No
     )
     other = recorded.logits + 1e-9
     assert judge_quantized(other, other, truth, recorded, Tolerance().recorded_share).verdict is Verdict.FAIL
+
+
+def _half(off: float) -> tuple[Truth, Recorded]:
+    """Make a truth of 2 and -2 throughout, and float16 answers that are off by exactly this share of it."""
+    exact = 2 * _signs()[::-1]
+    return Truth("by hand", exact, exact), Recorded(exact + 2 * off * _signs()[:, ::-1], exact, SPECIFIED)
+
+
+@pytest.mark.parametrize(
+    ("off", "verdict"),
+    [(6e-4, Verdict.PASS), (4.99e-3, Verdict.PASS), (5.01e-3, Verdict.NOT_MEASURED), (1.0, Verdict.NOT_MEASURED)],
+)
+def test_float16_that_is_off_by_more_than_its_rounding_is_no_unit(off: float, verdict: Verdict) -> None:
+    """Up to 5e-3 of the logits' size float16's error is a unit, of which an equal answer has one; beyond, nothing passes by it."""
+    truth, recorded = _half(off)
+    found = judge_half(recorded.logits, recorded.logits, truth, recorded, Tolerance())
+    assert found.verdict is verdict
+    assert found.multiple == (pytest.approx(1.0) if verdict is Verdict.PASS else None)
+    assert (f"off by {off:.2g} of the logits' size" in found.reason) == (verdict is Verdict.NOT_MEASURED)
+    assert found.distance is not None
+    assert found.distance.rms == pytest.approx(2 * off)
+
+
+def test_a_single_value_that_float16_misses_leaves_a_unit() -> None:
+    """It is the root mean square that is held to 5e-3: one value of 500 may be off by a tenth, by an eighth it may not."""
+    for off, verdict in ((0.11, Verdict.PASS), (0.12, Verdict.NOT_MEASURED)):
+        truth, recorded = _half(0.0)
+        recorded.logits[7, 3] += 2 * off  # 2 * off / sqrt(500), over 2
+        assert (off / np.sqrt(N * CLASSES) < 5e-3) == (verdict is Verdict.PASS)
+        assert judge_half(recorded.logits, recorded.logits, truth, recorded, Tolerance()).verdict is verdict
+
+
+@pytest.mark.parametrize(("multiple", "verdict"), [(0.0, Verdict.PASS), (9.9, Verdict.PASS), (10.1, Verdict.FAIL)])
+def test_float16_is_judged_in_units_of_float16(multiple: float, verdict: Verdict) -> None:
+    """An error of so many times float16's own is told as that multiple, and passes up to what is allowed."""
+    truth, recorded = _half(1e-3)
+    again = truth.float64 - multiple * 2e-3 * _signs()
+    found = judge_half(truth.float64 + 0.25, again, truth, recorded, Tolerance())
+    assert found.multiple == pytest.approx(multiple, rel=1e-9, abs=1e-9)
+    assert found.distance is not None
+    assert found.distance.rms == pytest.approx(0.25), "the distance is that of the truth's samples"
+    assert (found.verdict, found.n) == (verdict, N)
+
+
+def test_float16_of_nothing_but_zeros_is_judged_without_a_division_by_zero() -> None:
+    """Where the truth is zeros and float16 is not, there is no unit and no crash."""
+    zeros = np.zeros((2, 2))
+    truth, recorded = Truth("zeros", zeros, zeros), Recorded(zeros + 1e-4, zeros, SPECIFIED)
+    found = judge_half(zeros, zeros, truth, recorded, Tolerance())
+    assert (found.verdict, "off by 0.0001" in found.reason) == (Verdict.NOT_MEASURED, True)
 
 
 @pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
