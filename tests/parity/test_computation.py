@@ -31,7 +31,7 @@ def _signs() -> Array:
 
 @pytest.mark.parametrize("multiple", [0.0, 0.5, 1.0, 7.0, 9.9])
 def test_an_error_within_the_multiple_passes(multiple: float) -> None:
-    """An error of so many times float32's own is reported as that multiple, and passes up to sixteen."""
+    """An error of so many times float32's own is reported as that multiple, and passes up to ten."""
     truth = _truth()
     found = judge_float(truth.float64 + multiple * 1e-6 * _signs()[::-1], truth, Tolerance())
     assert found.multiple == pytest.approx(multiple, rel=1e-6, abs=1e-6)
