@@ -42,7 +42,7 @@ def test_an_error_within_the_multiple_passes(multiple: float) -> None:
 
 @pytest.mark.parametrize("multiple", [16.1, 1e3, 1e6])
 def test_an_error_over_the_multiple_fails(multiple: float) -> None:
-    """An error of more than sixteen times float32's own fails, and the reason says how many times."""
+    """An error of more than ten times float32's own fails, and the reason says how many times."""
     truth = _truth()
     found = judge_float(truth.float64 - multiple * 1e-6 * _signs(), truth, Tolerance())
     assert found.verdict is Verdict.FAIL
