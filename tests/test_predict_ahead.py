@@ -200,22 +200,50 @@ def test_what_is_half_made_is_given_before_what_broke() -> None:
 
 def test_closing_waits_for_what_is_being_made() -> None:
     """When it is closed no thread is inside `make` any more, and none goes in: a process that ends may then take all down."""
-    inside, go = threading.Event(), threading.Event()
-    left: list[bool] = []
+    inside, go = threading.Semaphore(0), threading.Event()
+    made: list[int] = []
 
-    def make(found: Sequence[Found]) -> Iterator[int]:
-        for number in range(len(found)):
-            yield number
-            if left == [] and inside.is_set():
-                assert go.wait(SOON)
-                left.append(True)
-            inside.set()
+    def make(found: Sequence[Found]) -> list[Found]:
+        inside.release()
+        assert go.wait(SOON)
+        made.append(len(found))
+        return list(found)
 
     ahead = Ahead((frame(number % 256) for number in range(10**9)), make, 2, 8)
-    assert inside.wait(SOON)
+    for _ in range(2):
+        assert inside.acquire(timeout=SOON)
     threading.Timer(0.05, go.set).start()
     ahead.close()
-    assert all(not busy.locked() for busy in ahead._busy)
+    assert made == [1, 1]
+    assert not inside.acquire(timeout=0.05)
+
+
+def test_what_was_taken_up_when_it_closes_is_not_begun() -> None:
+    """A thread that has an image and has not begun with it leaves it when all is over."""
+    more, given, made = threading.Event(), threading.Event(), list[Found]()
+
+    def source() -> Iterator[Found]:
+        assert more.wait(SOON)
+        given.set()
+        yield frame(0)
+
+    def make(found: Sequence[Found]) -> Sequence[Found]:
+        made.extend(found)
+        return found
+
+    ahead = Ahead(source(), make, 1, 4)
+    closing = threading.Thread(target=ahead.close)
+    with ahead._busy[0]:  # on the way from the source to `make`
+        more.set()
+        assert given.wait(SOON)
+        while ahead._order.empty():
+            time.sleep(0.001)
+        closing.start()
+        while not ahead._over:
+            time.sleep(0.001)
+    closing.join(SOON)
+    assert ahead._order.get().filled.acquire(timeout=SOON)
+    assert made == []
 
 
 def test_closing_waits_for_all_threads_together(monkeypatch: pytest.MonkeyPatch) -> None:
